@@ -1,0 +1,68 @@
+"""Types of the compiled module; see native.c for what each call does."""
+
+from typing import Any
+
+class _CompiledFFI:
+    NULL: Any
+    error: type[Exception]
+    def new(self, cdecl: str, init: object = ..., /) -> Any: ...
+    def cast(self, cdecl: str, source: object, /) -> Any: ...
+    def from_buffer(
+        self, cdecl: str, python_buffer: object, /, require_writable: bool = ...
+    ) -> Any: ...
+    def buffer(self, cdata: Any, size: int = ..., /) -> Any: ...
+    def string(self, cdata: Any, maxlen: int = ..., /) -> bytes: ...
+    def sizeof(self, cdecl: object, /) -> int: ...
+
+class _Library:
+    AF_KCM: int
+    SOL_KCM: int
+    KCMPROTO_CONNECTED: int
+    KCM_RECV_DISABLE: int
+    SIOCKCMATTACH: int
+    SIOCKCMUNATTACH: int
+    SIOCKCMCLONE: int
+    MSG_BATCH: int
+    PYKCM_BATCH: int
+    BPF_PROG_TYPE_SOCKET_FILTER: int
+
+    def pykcm_attach(self, kcm_fd: int, tcp_fd: int, program_fd: int, /) -> int: ...
+    def pykcm_unattach(self, kcm_fd: int, tcp_fd: int, /) -> int: ...
+    def pykcm_clone(self, kcm_fd: int, /) -> int: ...
+    def pykcm_sendmmsg(
+        self, fd: int, messages: Any, lengths: Any, count: int, flags: int, /
+    ) -> int: ...
+    def pykcm_recvmmsg(
+        self,
+        fd: int,
+        buffer: Any,
+        size: int,
+        room: int,
+        count: int,
+        flags: int,
+        lengths: Any,
+        message_flags: Any,
+        /,
+    ) -> int: ...
+    def pykcm_bpf_load(
+        self,
+        type: int,
+        instructions: Any,
+        count: int,
+        license: bytes,
+        name: bytes,
+        log: Any,
+        log_size: int,
+        log_level: int,
+        /,
+    ) -> int: ...
+    def pykcm_bpf_run(
+        self, fd: int, data: Any, size: int, repeat: int, result: Any, duration: Any, /
+    ) -> int: ...
+    def pykcm_bpf_info(self, fd: int, info: Any, /) -> int: ...
+    def pykcm_bpf_pin(self, fd: int, path: bytes, /) -> int: ...
+    def pykcm_bpf_get(self, path: bytes, /) -> int: ...
+    def pykcm_bpf_helper_name(self, number: int, /) -> Any: ...
+
+ffi: _CompiledFFI
+lib: _Library

@@ -1,0 +1,1 @@
+"""A small BPF toolchain: assembler, disassembler, program loading.  It knows nothing of KCM."""

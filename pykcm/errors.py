@@ -1,0 +1,97 @@
+"""The exceptions that pykcm raises.
+
+`KCMError` is the root.  Those that stand for an errno are `OSError`s too: they keep the errno, and
+their text says what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class KCMError(Exception):
+    """The root of all exceptions of pykcm's own."""
+
+
+class KCMOSError(KCMError, OSError):
+    """An error that stands for an errno.
+
+    Args:
+        errno: the error number, as in the module `errno`.
+        message: what failed, and what to do about it.
+    """
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(errno, message)
+
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[int, str]]:
+        return type(self), (self.errno or 0, self.strerror or "")
+
+    def __str__(self) -> str:
+        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        return f"{self.strerror} [{name}: {os.strerror(self.errno or 0)}]"
+
+
+class UnavailableError(KCMOSError):
+    """This kernel or platform has no AF_KCM, or not what the call needs of it."""
+
+
+class CapabilityError(KCMOSError, PermissionError):
+    """This process lacks a capability, or a setting of the system forbids the call."""
+
+
+class AttachError(KCMOSError):
+    """A TCP socket could not be attached to the multiplexor, or not be unattached."""
+
+
+class MessageTruncated(KCMOSError):  # noqa: N818 - the name says what happened, as in the design
+    """A message was longer than the room for it; its rest is lost.  errno is EMSGSIZE."""
+
+
+class Disconnected(KCMOSError, ConnectionError):  # noqa: N818
+    """The last transport is gone, and all its messages were read."""
+
+
+class FramingError(KCMOSError, ValueError):
+    """A header that its framing refuses.
+
+    errno is EMSGSIZE for a message over the maximum, EBADMSG for a header that is no header of
+    this framing.
+    """
+
+
+class BPFError(KCMOSError):
+    """bpf(2) failed."""
+
+
+class VerifierError(BPFError):
+    """The kernel's verifier refused a program.
+
+    Attributes:
+        log: the verifier's whole log.
+    """
+
+    def __init__(self, errno: int, message: str, log: str = "") -> None:
+        super().__init__(errno, message)
+        self.log = log
+
+    def __reduce__(self) -> tuple[type[VerifierError], tuple[int, str, str]]:  # type: ignore[override]
+        return type(self), (self.errno or 0, self.strerror or "", self.log)
+
+
+class AssemblyError(KCMError, ValueError):
+    """A text that is no BPF assembly, or code that is no BPF program.
+
+    Attributes:
+        line: the line's number from 1, or None where the error is not in a text.
+        column: the column's number from 1, or None.
+    """
+
+    def __init__(self, message: str, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+
+    def __reduce__(self) -> tuple[type[AssemblyError], tuple[str, int | None, int | None]]:
+        return type(self), (str(self.args[0]), self.line, self.column)

@@ -1,0 +1,214 @@
+/*
+ * pykcm's only C: the calls that the standard library cannot make.
+ *
+ * Every function returns a result that is zero or more, or a negative errno, and leaves errno
+ * itself alone.  CFFI releases the GIL around each call.  EINTR is returned, not retried: the
+ * caller in Python retries, so that signal handlers run in between (PEP 475).
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/kcm.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef AF_KCM
+#define AF_KCM 41
+#endif
+#ifndef SOL_KCM
+#define SOL_KCM 281
+#endif
+#ifndef SIOCPROTOPRIVATE /* from linux/sockios.h, which not every linux/kcm.h includes */
+#define SIOCPROTOPRIVATE 0x89E0
+#endif
+
+/* ---- AF_KCM: linux/kcm.h, Documentation/networking/kcm.rst ---- */
+
+static int pykcm_attach(int kcm_fd, int tcp_fd, int program_fd)
+{
+	struct kcm_attach info = { .fd = tcp_fd, .bpf_fd = program_fd };
+
+	return ioctl(kcm_fd, SIOCKCMATTACH, &info) < 0 ? -errno : 0;
+}
+
+static int pykcm_unattach(int kcm_fd, int tcp_fd)
+{
+	struct kcm_unattach info = { .fd = tcp_fd };
+
+	return ioctl(kcm_fd, SIOCKCMUNATTACH, &info) < 0 ? -errno : 0;
+}
+
+/*
+ * The kernel makes the clone without FD_CLOEXEC and offers no flag for it, so that a fork and
+ * exec by another thread between these two calls can still inherit it.
+ */
+static int pykcm_clone(int kcm_fd)
+{
+	struct kcm_clone info = { .fd = -1 };
+
+	if (ioctl(kcm_fd, SIOCKCMCLONE, &info) < 0)
+		return -errno;
+	if (fcntl(info.fd, F_SETFD, FD_CLOEXEC) < 0) {
+		int error = errno;
+
+		close(info.fd);
+		return -error;
+	}
+	return info.fd;
+}
+
+/* Messages handed to the kernel in one call; the arrays below lie on the stack. */
+#define PYKCM_BATCH 64
+
+/*
+ * Send up to PYKCM_BATCH whole messages.  Returns how many were queued, which can be fewer than
+ * count; an error is returned only if it hit the first.
+ */
+static int pykcm_sendmmsg(int fd, const void *const *messages, const size_t *lengths, int count,
+			  int flags)
+{
+	struct mmsghdr headers[PYKCM_BATCH];
+	struct iovec vectors[PYKCM_BATCH];
+	int sent;
+
+	if (count < 0 || count > PYKCM_BATCH)
+		return -EINVAL;
+	memset(headers, 0, sizeof(headers));
+	for (int i = 0; i < count; i++) {
+		vectors[i].iov_base = (void *)messages[i];
+		vectors[i].iov_len = lengths[i];
+		headers[i].msg_hdr.msg_iov = &vectors[i];
+		headers[i].msg_hdr.msg_iovlen = 1;
+	}
+	sent = sendmmsg(fd, headers, count, flags);
+	return sent < 0 ? -errno : sent;
+}
+
+/*
+ * Receive up to PYKCM_BATCH messages, message i into buffer + i * room.  Returns how many, with
+ * the length and msg_flags of each; an error is returned only if it hit the first.
+ */
+static int pykcm_recvmmsg(int fd, char *buffer, size_t size, size_t room, int count, int flags,
+			  unsigned int *lengths, int *message_flags)
+{
+	struct mmsghdr headers[PYKCM_BATCH];
+	struct iovec vectors[PYKCM_BATCH];
+	int received;
+
+	if (count < 1 || count > PYKCM_BATCH || room == 0 || size / room < (size_t)count)
+		return -EINVAL;
+	memset(headers, 0, sizeof(headers));
+	for (int i = 0; i < count; i++) {
+		vectors[i].iov_base = buffer + i * room;
+		vectors[i].iov_len = room;
+		headers[i].msg_hdr.msg_iov = &vectors[i];
+		headers[i].msg_hdr.msg_iovlen = 1;
+	}
+	received = recvmmsg(fd, headers, count, flags, NULL);
+	if (received < 0)
+		return -errno;
+	for (int i = 0; i < received; i++) {
+		lengths[i] = headers[i].msg_len;
+		message_flags[i] = headers[i].msg_hdr.msg_flags;
+	}
+	return received;
+}
+
+/* ---- bpf(2): linux/bpf.h ---- */
+
+static int bpf_call(int command, union bpf_attr *attr)
+{
+	long result = syscall(__NR_bpf, command, attr, sizeof(*attr));
+
+	return result < 0 ? -errno : (int)result;
+}
+
+/* Load a program of count instructions of 8 bytes; log may be NULL with log_size 0.  The returned
+ * descriptor is close-on-exec: the kernel makes every BPF descriptor so. */
+static int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
+			  const char *license, const char *name, char *log, size_t log_size,
+			  unsigned int log_level)
+{
+	union bpf_attr attr;
+	size_t name_length = strlen(name);
+
+	if (count > UINT32_MAX || log_size > UINT32_MAX || name_length >= sizeof(attr.prog_name))
+		return -EINVAL;
+	memset(&attr, 0, sizeof(attr));
+	attr.prog_type = type;
+	attr.insns = (uintptr_t)instructions;
+	attr.insn_cnt = count;
+	attr.license = (uintptr_t)license;
+	attr.log_buf = (uintptr_t)log;
+	attr.log_size = log_size;
+	attr.log_level = log_level;
+	memcpy(attr.prog_name, name, name_length);
+	return bpf_call(BPF_PROG_LOAD, &attr);
+}
+
+/* Run a program on data; *result and *duration (mean, in ns) are set on success. */
+static int pykcm_bpf_run(int fd, const void *data, size_t size, unsigned int repeat,
+			 uint32_t *result, uint32_t *duration)
+{
+	union bpf_attr attr;
+	int error;
+
+	if (size > UINT32_MAX)
+		return -EINVAL;
+	memset(&attr, 0, sizeof(attr));
+	attr.test.prog_fd = fd;
+	attr.test.data_in = (uintptr_t)data;
+	attr.test.data_size_in = size;
+	attr.test.repeat = repeat;
+	error = bpf_call(BPF_PROG_TEST_RUN, &attr);
+	if (error == 0) {
+		*result = attr.test.retval;
+		*duration = attr.test.duration;
+	}
+	return error;
+}
+
+/* Fill info.  The caller may set its xlated and jited pointers and lengths beforehand. */
+static int pykcm_bpf_info(int fd, struct bpf_prog_info *info)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.info.bpf_fd = fd;
+	attr.info.info_len = sizeof(*info);
+	attr.info.info = (uintptr_t)info;
+	return bpf_call(BPF_OBJ_GET_INFO_BY_FD, &attr);
+}
+
+static int pykcm_bpf_pin(int fd, const char *path)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.bpf_fd = fd;
+	attr.pathname = (uintptr_t)path;
+	return bpf_call(BPF_OBJ_PIN, &attr);
+}
+
+static int pykcm_bpf_get(const char *path)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.pathname = (uintptr_t)path;
+	return bpf_call(BPF_OBJ_GET, &attr);
+}
+
+/* The helper functions that these headers know, by number: the kernel's own list. */
+#define HELPER_NAME(name) [BPF_FUNC_##name] = #name
+static const char *const helper_names[] = { __BPF_FUNC_MAPPER(HELPER_NAME) };
+
+static const char *pykcm_bpf_helper_name(unsigned int number)
+{
+	return number < sizeof(helper_names) / sizeof(*helper_names) ? helper_names[number] : NULL;
+}
