@@ -18,8 +18,10 @@ DECLARATIONS = """
 int pykcm_attach(int kcm_fd, int tcp_fd, int program_fd);
 int pykcm_unattach(int kcm_fd, int tcp_fd);
 int pykcm_clone(int kcm_fd);
-int pykcm_sendmmsg(int fd, const void *const *messages, const size_t *lengths, int count,
-                   int flags);
+ssize_t pykcm_sendmsg(int fd, void *const *buffers, const size_t *lengths, int count, int flags);
+ssize_t pykcm_recvmsg(int fd, void *const *buffers, const size_t *lengths, int count, int flags,
+                      int *message_flags);
+int pykcm_sendmmsg(int fd, void *const *messages, const size_t *lengths, int count, int flags);
 int pykcm_recvmmsg(int fd, char *buffer, size_t size, size_t room, int count, int flags,
                    unsigned int *lengths, int *message_flags);
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from typing import Any
 
 
 class KCMError(Exception):
@@ -25,7 +26,7 @@ class KCMOSError(KCMError, OSError):
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(errno, message)
 
-    def __reduce__(self) -> tuple[type[KCMOSError], tuple[int, str]]:
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
         return type(self), (self.errno or 0, self.strerror or "")
 
     def __str__(self) -> str:
@@ -46,7 +47,22 @@ class AttachError(KCMOSError):
 
 
 class MessageTruncated(KCMOSError):  # noqa: N818 - the name says what happened, as in the design
-    """A message was longer than the room for it; its rest is lost.  errno is EMSGSIZE."""
+    """A message was longer than the room for it.  errno is EMSGSIZE.
+
+    Attributes:
+        message: what was received of it.
+        received: whole messages that the same call had received, in order.
+    """
+
+    def __init__(
+        self, errno: int, message: str, data: bytes = b"", received: list[bytes] | None = None
+    ) -> None:
+        super().__init__(errno, message)
+        self.message = data
+        self.received = received if received is not None else []
+
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
+        return type(self), (self.errno or 0, self.strerror or "", self.message, self.received)
 
 
 class Disconnected(KCMOSError, ConnectionError):  # noqa: N818
@@ -76,7 +92,7 @@ class VerifierError(BPFError):
         super().__init__(errno, message)
         self.log = log
 
-    def __reduce__(self) -> tuple[type[VerifierError], tuple[int, str, str]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
         return type(self), (self.errno or 0, self.strerror or "", self.log)
 
 

@@ -62,31 +62,72 @@ static int pykcm_clone(int kcm_fd)
 	return info.fd;
 }
 
-/* Messages handed to the kernel in one call; the arrays below lie on the stack. */
+/* Messages of one call, or buffers of one message; the arrays below lie on the stack. */
 #define PYKCM_BATCH 64
+
+static int set_vectors(struct iovec *vectors, void *const *buffers, const size_t *lengths,
+		       int count)
+{
+	if (count < 0 || count > PYKCM_BATCH)
+		return -EINVAL;
+	for (int i = 0; i < count; i++) {
+		vectors[i].iov_base = buffers[i];
+		vectors[i].iov_len = lengths[i];
+	}
+	return 0;
+}
+
+/* Send one message, or a part of one, gathered from several buffers.  Returns bytes taken. */
+static ssize_t pykcm_sendmsg(int fd, void *const *buffers, const size_t *lengths, int count,
+			     int flags)
+{
+	struct iovec vectors[PYKCM_BATCH];
+	struct msghdr header = { .msg_iov = vectors, .msg_iovlen = count };
+	ssize_t result = set_vectors(vectors, buffers, lengths, count);
+
+	if (result < 0)
+		return result;
+	result = sendmsg(fd, &header, flags);
+	return result < 0 ? -errno : result;
+}
+
+/* Receive one message, or a part of one, into several buffers.  Returns bytes received. */
+static ssize_t pykcm_recvmsg(int fd, void *const *buffers, const size_t *lengths, int count,
+			     int flags, int *message_flags)
+{
+	struct iovec vectors[PYKCM_BATCH];
+	struct msghdr header = { .msg_iov = vectors, .msg_iovlen = count };
+	ssize_t result = set_vectors(vectors, buffers, lengths, count);
+
+	if (result < 0)
+		return result;
+	result = recvmsg(fd, &header, flags);
+	if (result < 0)
+		return -errno;
+	*message_flags = header.msg_flags;
+	return result;
+}
 
 /*
  * Send up to PYKCM_BATCH whole messages.  Returns how many were queued, which can be fewer than
  * count; an error is returned only if it hit the first.
  */
-static int pykcm_sendmmsg(int fd, const void *const *messages, const size_t *lengths, int count,
+static int pykcm_sendmmsg(int fd, void *const *messages, const size_t *lengths, int count,
 			  int flags)
 {
 	struct mmsghdr headers[PYKCM_BATCH];
 	struct iovec vectors[PYKCM_BATCH];
-	int sent;
+	int result = set_vectors(vectors, messages, lengths, count);
 
-	if (count < 0 || count > PYKCM_BATCH)
-		return -EINVAL;
+	if (result < 0)
+		return result;
 	memset(headers, 0, sizeof(headers));
 	for (int i = 0; i < count; i++) {
-		vectors[i].iov_base = (void *)messages[i];
-		vectors[i].iov_len = lengths[i];
 		headers[i].msg_hdr.msg_iov = &vectors[i];
 		headers[i].msg_hdr.msg_iovlen = 1;
 	}
-	sent = sendmmsg(fd, headers, count, flags);
-	return sent < 0 ? -errno : sent;
+	result = sendmmsg(fd, headers, count, flags);
+	return result < 0 ? -errno : result;
 }
 
 /*

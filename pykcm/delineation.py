@@ -1,0 +1,232 @@
+"""Where a delineation program finds the message's offset, and how the running kernel is asked.
+
+KCM runs the program on the TCP segment's skb from its first byte, also for the second and later
+messages in it (net/strparser/strparser.c, __strp_recv).  A program that ignores `strp_msg.offset`
+therefore measures the first message again and again.  The offset lies in `skb->cb`; where depends
+on the kernel, and so does the way to read it: a `Strategy`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import select
+import socket
+import threading
+
+from pykcm import bpf, features, kernel
+from pykcm.errors import CapabilityError, UnavailableError, VerifierError
+
+# struct __sk_buff of include/uapi/linux/bpf.h: where the context shows bytes 8 to 27 of skb->cb.
+_CONTEXT_CB = 48
+# The context's cb[0] is byte 8 of skb->cb (bpf_convert_ctx_access, net/core/filter.c).
+_CONTEXT_CB_START = 8
+
+_NO_PERFMON = (
+    "it lacks CAP_BPF and CAP_PERFMON; a process that has them must load the program, pin it "
+    "(Program.pin) and let this one attach by path (Program.from_pin), or hand on a socket to "
+    "which the transports are attached"
+)
+
+# How long the experiment waits for the kernel, in seconds.  The kernel answers a wrong guess at
+# once, so that this bounds only a machine that is stuck.
+_EXPERIMENT_TIMEOUT = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """A way to read the offset of the message inside the skb.
+
+    Attributes:
+        name: "none" (the offset is taken as 0), "cb1" or "cb4" (a field of the context), or
+            "probe" (bpf_probe_read_kernel, for which the loader needs CAP_BPF and CAP_PERFMON).
+        cb_byte: where in skb->cb the offset lies; None for "none".
+        cb_offset: offsetof(struct sk_buff, cb), used by "probe" alone.
+    """
+
+    name: str
+    cb_byte: int | None
+    cb_offset: int = 40
+
+    def lines(self, register: str = "$dst") -> str:
+        """The assembly that puts the message's offset into a register.
+
+        The context is expected in r1, and left in r6.  r0 to r5 are clobbered, and 8 bytes of
+        the stack below r10.
+
+        Args:
+            register: r7, r8 or r9; by default the assembler's placeholder, which makes of the
+                text the macro that `bpf.assemble(text, message_offset=strategy.lines())` takes.
+        """
+        if self.cb_byte is None:
+            return f"r6 = r1\n{register} = 0"
+        if self.name != "probe":
+            field = _CONTEXT_CB + self.cb_byte - _CONTEXT_CB_START
+            return f"r6 = r1\n{register} = *(u32 *)(r6 + {field})"
+        return "\n".join(
+            [
+                "r6 = r1",
+                "r1 = r10",
+                "r1 += -8",
+                "r2 = 4",
+                "r3 = r6",
+                f"r3 += {self.cb_offset + self.cb_byte}",
+                "call bpf_probe_read_kernel",
+                # A failed read ends the program with its errno: a guessed offset would misframe.
+                "if r0 == 0 goto +1",
+                "exit",
+                f"{register} = *(u32 *)(r10 - 8)",
+            ]
+        )
+
+
+# strp_msg is {int full_len; int offset;}.  It follows bytes 8 to 27 of skb->cb since 5.16, and
+# lay at byte 20, before that at byte 8, in older kernels (include/net/strparser.h).
+NONE = Strategy("none", None)
+PROBE = Strategy("probe", 24 + 4)
+CB4 = Strategy("cb4", 20 + 4)
+CB1 = Strategy("cb1", 8 + 4)
+
+STRATEGIES = {strategy.name: strategy for strategy in (NONE, CB1, CB4, PROBE)}
+
+_lock = threading.Lock()
+_found: Strategy | None = None
+
+
+def find_strategy() -> Strategy:
+    """The strategy that is right on the running kernel, found by trying.
+
+    Each candidate's program is attached to a connection of the loopback interface on which three
+    messages arrive in one segment.  The answer is kept for the process.
+
+    Raises:
+        CapabilityError: the one that is right needs a capability that this process lacks.
+        UnavailableError: there is no AF_KCM, or no candidate works.
+    """
+    global _found  # noqa: PLW0603 - the kernel does not change under a process
+    with _lock:
+        if _found is None:
+            _found = _ask_kernel()
+        return _found
+
+
+def _ask_kernel() -> Strategy:
+    refused: CapabilityError | None = None
+    for candidate in (PROBE, CB4, CB1):
+        try:
+            strategy = candidate
+            if candidate is PROBE:
+                strategy = dataclasses.replace(candidate, cb_offset=_cb_offset())
+            with bpf.Program.load(_experiment(strategy), name="pykcm_offset") as program:
+                if _delineates(program):
+                    return strategy
+        except CapabilityError as error:
+            # An older kernel may still do it without the capability.
+            refused = refused or error
+        except VerifierError as error:
+            # This kernel lacks the helper, or its context the field; unless it is that the
+            # verifier hides the helper from a process without the capability.
+            if candidate is PROBE and not features.may_read_kernel_memory():
+                refused = CapabilityError(error.errno or errno.EPERM, _NO_PERFMON)
+                refused.__cause__ = error
+    if refused is not None:
+        raise CapabilityError(
+            refused.errno or errno.EPERM,
+            "on this kernel a delineation program must read the message's offset with "
+            f"bpf_probe_read_kernel, and this process may not load such a program: "
+            f"{refused.strerror}",
+        ) from refused
+    raise UnavailableError(
+        errno.EOPNOTSUPP,
+        "no known way to read the message's offset works on this kernel "
+        f"({os.uname().release}); bpf_probe_read_kernel may be missing (CONFIG_BPF_EVENTS), or "
+        "forbidden by kernel lockdown (see /sys/kernel/security/lockdown)",
+    )
+
+
+def _cb_offset() -> int:
+    """offsetof(struct sk_buff, cb), read off what the kernel makes of a load of cb[0]."""
+    with bpf.Program.load(f"r0 = *(u32 *)(r1 + {_CONTEXT_CB})\nexit", name="pykcm_cb") as program:
+        code = program.translated()
+    if len(code) < 8:
+        raise CapabilityError(
+            errno.EPERM,
+            "the kernel does not show a program's translated instructions; that needs CAP_BPF",
+        )
+    return int.from_bytes(code[2:4], _BYTEORDER) - _CONTEXT_CB_START
+
+
+_BYTEORDER = "little" if socket.htons(1) != 1 else "big"
+
+
+def _experiment(strategy: Strategy) -> str:
+    """A program for messages whose first byte is their length.
+
+    A wrong offset past the data must be an error and not "incomplete", or the experiment would
+    have to wait for nothing to happen: hence the helper instead of a packet load.
+    """
+    return f"""
+    {strategy.lines("r7")}
+    r1 = r6
+    r2 = r7
+    r3 = r10
+    r3 += -16
+    r4 = 1
+    call bpf_skb_load_bytes
+    if r0 == 0 goto found
+    r0 = {-errno.EBADMSG}
+    exit
+found:
+    r0 = *(u8 *)(r10 - 16)
+    exit
+    """
+
+
+def _delineates(program: bpf.Program) -> bool:
+    messages = [b"\x02A", b"\x03BC", b"\x05DEFG"]
+    try:
+        kcm = kernel.open_socket()
+    except OSError as error:
+        raise features.explain_open(error) from error
+    with kcm:
+        try:
+            near, far = _connection()
+        except OSError as error:
+            raise UnavailableError(
+                error.errno or errno.ENETUNREACH,
+                "the way to read the message's offset is found by a TCP connection to 127.0.0.1, "
+                f"which failed ({error.strerror or error}); set the loopback interface up",
+            ) from error
+        with near, far:
+            far.sendall(b"".join(messages))
+            kernel.attach(kcm.fileno(), near.fileno(), program.fd)
+            return _received(kcm, near, len(messages)) == messages
+
+
+def _connection() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname(), _EXPERIMENT_TIMEOUT)
+        try:
+            far, address = listener.accept()
+            while address != near.getsockname():  # somebody else connected meanwhile
+                far.close()
+                far, address = listener.accept()
+        except BaseException:
+            near.close()
+            raise
+    near.settimeout(None)
+    return near, far
+
+
+def _received(kcm: socket.socket, tcp: socket.socket, count: int) -> list[bytes]:
+    poll = select.poll()
+    poll.register(kcm, select.POLLIN)
+    poll.register(tcp, 0)  # POLLERR: the kernel refused what the program returned
+    received: list[bytes] = []
+    while len(received) < count:
+        ready = dict(poll.poll(_EXPERIMENT_TIMEOUT * 1000))
+        if kcm.fileno() not in ready:
+            break
+        received.append(kcm.recv(64))
+    return received

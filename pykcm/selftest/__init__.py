@@ -1,0 +1,1 @@
+"""Tests of the kernel's KCM, and the traffic that tests and the demonstration send through it."""
