@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pykcm.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from pykcm._native import ffi as ffi
-    from pykcm._native import lib as lib
+    from pykcm._native import ffi, lib
 else:
     try:
         from pykcm._native import ffi, lib
