@@ -77,6 +77,23 @@ class FramingError(KCMOSError, ValueError):
     """
 
 
+class FramingDefinitionError(KCMError, ValueError):
+    """A framing whose description is impossible.
+
+    Attributes:
+        argument: the name of the argument that is wrong.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, argument: str, why: str) -> None:
+        super().__init__(f"{argument}: {why}")
+        self.argument = argument
+        self.why = why
+
+    def __reduce__(self) -> tuple[type[FramingDefinitionError], tuple[str, str]]:
+        return type(self), (self.argument, self.why)
+
+
 class BPFError(KCMOSError):
     """bpf(2) failed."""
 

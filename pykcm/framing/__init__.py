@@ -1,0 +1,10 @@
+"""Framings: a header's layout, once as a delineation program and once in Python.
+
+A framing says where a message of a byte stream ends.  `measure` says it in Python, `load` makes the
+BPF program with which the kernel says the same, `assembly` shows that program.
+"""
+
+from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing
+from pykcm.framing.length_field import FixedLength, LengthField
+
+__all__ = ["DEFAULT_MAX_LENGTH", "FixedLength", "Framing", "LengthField"]

@@ -1,0 +1,162 @@
+"""What every framing is, and the framing that is made of steps."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import errno
+import functools
+from collections.abc import Iterable
+from typing import Any, TypeAlias, TypeVar
+
+from pykcm import bpf
+from pykcm.delineation import Strategy, find_strategy
+from pykcm.errors import FramingDefinitionError
+from pykcm.framing.steps import (
+    LARGEST_LENGTH,
+    Code,
+    IncompleteError,
+    Path,
+    Step,
+    Within,
+    check_integer,
+    explore_all,
+    follow_all,
+)
+
+#: What `measure` takes.
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+
+#: The longest message, in bytes, of a framing that is given no other.
+DEFAULT_MAX_LENGTH = 1 << 20
+
+_Self = TypeVar("_Self", bound="Framing")
+
+
+class Framing(abc.ABC):
+    """A rule that tells where a message of a byte stream ends, from the message's first bytes.
+
+    Framings are immutable, hashable and can be pickled.
+
+    Attributes:
+        max_length: the longest message, header included, in bytes; a longer one is refused.
+    """
+
+    max_length: int
+
+    @abc.abstractmethod
+    def measure(self, buffer: Buffer) -> int:
+        """The length of the message that the buffer begins with, header included, in bytes.
+
+        The message itself need not be there, only enough of it to tell.
+
+        Returns:
+            The length, or 0 while the buffer holds too little to tell.
+
+        Raises:
+            FramingError: the header is refused: errno EMSGSIZE for a message over max_length,
+                EBADMSG for bytes that are no header of this framing.
+        """
+
+    @abc.abstractmethod
+    def assembly(self, strategy: Strategy | None = None) -> str:
+        """The same rule as a delineation program, in BPF assembly.
+
+        Its result is the message's length, 0 for "not enough to tell", -EMSGSIZE or -EBADMSG.
+
+        Args:
+            strategy: how the program learns where in the skb the message begins; None for what
+                is right on the running kernel.
+
+        Raises:
+            UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
+        """
+
+    def load(self, strategy: Strategy | None = None) -> bpf.Program:
+        """The delineation program, loaded into the kernel; the caller closes it.
+
+        Raises:
+            UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
+            VerifierError, BPFError: the kernel refuses the program.
+        """
+        return bpf.Program.load(self.assembly(strategy), name="pykcm_framing")
+
+    def replace(self: _Self, **changes: Any) -> _Self:
+        """A copy with other arguments, as in `protocols.THRIFT_FRAMED.replace(max_length=4096)`.
+
+        Raises:
+            FramingDefinitionError: the new arguments do not fit together.
+        """
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+class SteppedFraming(Framing):
+    """A framing that is made of steps (pykcm.framing.steps).
+
+    The result of the steps is held to min_length and max_length.  Subclasses are frozen
+    dataclasses that give `steps`, and end their `__post_init__` with `_check`.
+    """
+
+    min_length: int
+
+    @abc.abstractmethod
+    def _make_steps(self) -> Iterable[Step]:
+        """The steps, from the subclass's arguments."""
+
+    def _make_checks(self) -> Iterable[Step]:
+        """What more is asked of a length once it is within the limits."""
+        return ()
+
+    @functools.cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The rule."""
+        within = Within(self.min_length, self.max_length)
+        return (*self._make_steps(), within, *self._make_checks())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "steps"}
+
+    def _check(self) -> None:
+        """Checks the limits, and that the rule can yield a length and never a wrong one."""
+        check_integer("max_length", self.max_length, 1, LARGEST_LENGTH)
+        check_integer("min_length", self.min_length, 1, LARGEST_LENGTH)
+        if self.min_length > self.max_length:
+            raise FramingDefinitionError(
+                "min_length", f"{self.min_length} is over max_length, {self.max_length}"
+            )
+        paths = explore_all(self.steps, Path())
+        if not paths:
+            raise FramingDefinitionError(
+                "min_length",
+                f"no header can tell a length from {self.min_length} to max_length, "
+                f"{self.max_length}",
+            )
+        for path in paths:
+            # A length inside the bytes that were needed to tell it is an error to KCM ("length
+            # must be into new skb", __strp_recv), and no message.
+            if path.low < path.extent:
+                raise FramingDefinitionError(
+                    "min_length",
+                    f"a message of {path.low} bytes would be shorter than its header of "
+                    f"{path.extent}",
+                )
+
+    def measure(self, buffer: Buffer) -> int:
+        try:
+            return follow_all(self.steps, memoryview(buffer).cast("B"), 0)
+        except IncompleteError:
+            return 0
+
+    def assembly(self, strategy: Strategy | None = None) -> str:
+        if strategy is None:
+            strategy = find_strategy()
+        code = Code()
+        code.add(*strategy.lines("r7").splitlines(), "r8 = 0")
+        for step in self.steps:
+            step.emit(code)
+        code.add("r0 = r8", "exit")
+        for label, error in ((code.bad(), errno.EBADMSG), (code.oversize(), errno.EMSGSIZE)):
+            if code.wants(label):
+                code.place(label)
+                code.add(f"r0 = -{error}", "exit")
+        return code.text()
