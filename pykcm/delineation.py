@@ -15,7 +15,7 @@ import select
 import socket
 import threading
 
-from pykcm import bpf, features, kernel
+from pykcm import bpf, features, kernel, loopback
 from pykcm.errors import CapabilityError, UnavailableError, VerifierError
 
 # struct __sk_buff of include/uapi/linux/bpf.h: where the context shows bytes 8 to 27 of skb->cb.
@@ -191,7 +191,7 @@ def _delineates(program: bpf.Program) -> bool:
         raise features.explain_open(error) from error
     with kcm:
         try:
-            near, far = _connection()
+            near, far = loopback.connection()
         except OSError as error:
             raise UnavailableError(
                 error.errno or errno.ENETUNREACH,
@@ -202,21 +202,6 @@ def _delineates(program: bpf.Program) -> bool:
             far.sendall(b"".join(messages))
             kernel.attach(kcm.fileno(), near.fileno(), program.fd)
             return _received(kcm, near, len(messages)) == messages
-
-
-def _connection() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname(), _EXPERIMENT_TIMEOUT)
-        try:
-            far, address = listener.accept()
-            while address != near.getsockname():  # somebody else connected meanwhile
-                far.close()
-                far, address = listener.accept()
-        except BaseException:
-            near.close()
-            raise
-    near.settimeout(None)
-    return near, far
 
 
 def _received(kcm: socket.socket, tcp: socket.socket, count: int) -> list[bytes]:

@@ -9,7 +9,7 @@ import socket as _socket
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -17,7 +17,13 @@ from pykcm import bpf, features, kernel
 from pykcm.binding import lib
 from pykcm.errors import AttachError, KCMOSError, MessageTruncated
 from pykcm.framing import Framing
-from pykcm.waiting import Deadline, SendSpace, wait_readable
+from pykcm.waiting import (
+    Deadline,
+    SendSpace,
+    async_wait_readable,
+    checkpoint,
+    wait_readable,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -401,7 +407,7 @@ class KCMSocket(_socket.socket):
                     raise
                 if deadline.passed():
                     raise TimeoutError("timed out") from None
-            wait_readable(self._open_fd(), deadline)
+            wait_readable([self._open_fd()], deadline)
 
     # ---- sending ----
 
@@ -528,14 +534,18 @@ class KCMSocket(_socket.socket):
                         raise TimeoutError("timed out") from None
                 if space is None:
                     # One for each wait: an edge is seen by one waiter alone.
-                    space = stack.enter_context(SendSpace(self._open_fd()))
+                    space = stack.enter_context(self.send_space())
                 space.wait(deadline)
 
     @property
     def unsent(self) -> int:
         """Bytes accepted by `send` and not yet handed to TCP (SK_MEMINFO_WMEM_QUEUED)."""
+        return self.memory()[_SK_MEMINFO_WMEM_QUEUED]
+
+    def memory(self) -> tuple[int, ...]:
+        """The socket's memory in bytes, by the SK_MEMINFO_ numbers of linux/sock_diag.h."""
         data = self.getsockopt(_socket.SOL_SOCKET, _SO_MEMINFO, 4 * _SK_MEMINFO_VARS)
-        return int(struct.unpack(f"={_SK_MEMINFO_VARS}I", data)[_SK_MEMINFO_WMEM_QUEUED])
+        return struct.unpack(f"={_SK_MEMINFO_VARS}I", data)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was sent has been handed to TCP.
@@ -548,15 +558,23 @@ class KCMSocket(_socket.socket):
             KCMOSError: EBUSY, a message was begun with MSG_MORE and not ended.
         """
         deadline = Deadline(timeout)
-        with SendSpace(self._open_fd()) as space:
-            self._push()
+        with self.send_space() as space:
+            self.push()
             while left := self.unsent:
                 if deadline.passed():
                     raise TimeoutError(f"{left} bytes are queued that no transport has taken yet")
                 space.wait(deadline)
 
-    def _push(self) -> None:
-        """Hand what was queued with MSG_BATCH to TCP, as a send of nothing does."""
+    def send_space(self) -> SendSpace:
+        """What tells that queued messages were handed to TCP; to be closed after use."""
+        return SendSpace(self._open_fd())
+
+    def push(self) -> None:
+        """Hand what was queued with MSG_BATCH to TCP, as a send of nothing does.
+
+        Raises:
+            KCMOSError: EBUSY, a message was begun with MSG_MORE and not ended.
+        """
         if self._message_open:
             raise KCMOSError(
                 errno.EBUSY, "a message was begun with MSG_MORE; end it before flushing"
@@ -564,6 +582,68 @@ class KCMSocket(_socket.socket):
         # A full queue is pushed too, before the error.
         with contextlib.suppress(BlockingIOError, InterruptedError):
             kernel.send_message(self._open_fd(), [b""], _socket.MSG_DONTWAIT | _socket.MSG_EOR)
+
+    # ---- asyncio and Trio ----
+
+    async def arecv(self) -> bytes:
+        """As `recv`, on asyncio or Trio, whatever the blocking mode.
+
+        Cancelling it loses no message.  One task at a time can wait on a socket; others use a
+        `clone`.
+        """
+        return (await self.arecv_many(1))[0]
+
+    async def arecv_many(self, limit: int = 64) -> list[bytes]:
+        """As `recv_many`; cancelling it loses no message."""
+        await checkpoint()
+        while True:
+            try:
+                return self.recv_many(limit, _socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                await async_wait_readable(self._open_fd())
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Messages as they come; there is no end of file on a KCM socket."""
+        while True:
+            yield await self.arecv()
+
+    async def asend(self, data: Buffer, flags: int = 0) -> int:
+        """As `send`; cancelled, either all of the message was queued or nothing."""
+        return await self._async_when_writable(
+            lambda: self.send(data, flags | _socket.MSG_DONTWAIT)
+        )
+
+    async def asend_many(self, messages: Iterable[Buffer], flags: int = 0) -> int:
+        """As `send_many`, until all are queued; cancelled, some may have been."""
+        rest = list(messages)
+        total = len(rest)
+        while rest:
+            del rest[
+                : await self._async_when_writable(
+                    lambda: self.send_many(rest, flags | _socket.MSG_DONTWAIT)
+                )
+            ]
+        return total
+
+    async def aflush(self) -> None:
+        """As `flush`, without a limit; use the event loop's own."""
+        await checkpoint()
+        with self.send_space() as space:
+            self.push()
+            while self.unsent:
+                await async_wait_readable(space.fileno())
+                space.clear()
+
+    async def _async_when_writable(self, call: Callable[[], int]) -> int:
+        await checkpoint()
+        with contextlib.suppress(BlockingIOError):
+            return call()
+        with self.send_space() as space:
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    return call()
+                await async_wait_readable(space.fileno())
+                space.clear()
 
     # ---- closing ----
 

@@ -7,9 +7,14 @@ its waiters whenever it has handed messages to TCP (kcm_write_msgs, net/kcm/kcms
 
 from __future__ import annotations
 
+import errno
 import math
 import select
 import time
+from collections.abc import Iterable
+from types import ModuleType
+
+from pykcm.errors import UnavailableError
 
 
 class Deadline:
@@ -38,11 +43,33 @@ class Deadline:
         return None if remaining is None else math.ceil(remaining * 1000)
 
 
-def wait_readable(fd: int, deadline: Deadline) -> None:
-    """Wait until a message can be received from a socket, or the deadline has passed."""
+def wait_readable(fds: Iterable[int], deadline: Deadline) -> None:
+    """Wait until one of the descriptors is readable, or the deadline has passed."""
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
     poll.poll(deadline.milliseconds())
+
+
+async def async_wait_readable(fd: int) -> None:
+    """Wait until a descriptor is readable, on asyncio or Trio."""
+    await _anyio().wait_readable(fd)
+
+
+async def checkpoint() -> None:
+    """Let other tasks run, and be cancelled here if that was asked for."""
+    await _anyio().lowlevel.checkpoint()
+
+
+def _anyio() -> ModuleType:
+    try:
+        import anyio
+        import anyio.lowlevel
+    except ImportError as error:
+        raise UnavailableError(
+            errno.ENOSYS, "the asynchronous calls need anyio; install pykcm with its extra: async"
+        ) from error
+    return anyio
 
 
 class SendSpace:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pykcm import bpf
+from pykcm import bpf, loopback
 from pykcm.delineation import find_strategy
 from pykcm.framing import Framing
 from pykcm.selftest import traffic
@@ -165,11 +165,10 @@ def run(
         kcm = stack.enter_context(KCMSocket())
         writers: list[socket.socket] = []
         readers: list[socket.socket] = []
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            for _ in streams:
-                writer = socket.create_connection(listener.getsockname())
-                writers.append(stack.enter_context(writer))
-                readers.append(stack.enter_context(listener.accept()[0]))
+        for _ in streams:
+            writer, reader = loopback.connection()
+            writers.append(stack.enter_context(writer))
+            readers.append(stack.enter_context(reader))
         for reader in readers:
             kcm.attach(reader, delineation)
         # The workers do the receiving; the parent takes no part.
