@@ -1,0 +1,21 @@
+# pykcm: what is run and how. Every target installs what it lacks (see ci/setup).
+# ARGS are handed on: make test ARGS="-k framing"; make demo ARGS="--seed 7".
+# KERNEL=6.1, 6.12, 7.2 or 5.10 asks for a guest with that kernel, also where the host has KCM.
+
+.POSIX:
+.PHONY: help demo test matrix bench shell container clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
+
+demo: ## messages over four TCP connections to three processes, each checked
+	@ci/run-kcm kcm demo $(ARGS)
+
+test: ## every test: the unit tests here, the kernel tests where there is KCM
+	@ci/test $(ARGS)
+
+shell: ## a shell where KCM works
+	@ci/run-kcm $${SHELL:-/bin/sh} $(ARGS)
+
+clean: ## remove what was built and fetched
+	rm -rf .venv .cache build reports pykcm/_native.c pykcm/*.so pykcm/*.o *.egg-info

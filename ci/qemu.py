@@ -1,0 +1,86 @@
+"""A stock kernel in QEMU, with the host's file system as its root: by virtme-ng."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from ci.guest import Guest, Run, execute
+from ci.kernels import CACHE, ROOT, Kernel
+
+# Directories where programs expect to write. What a guest writes there is gone with it.
+SCRATCH = ("/etc", "/home", "/lib", "/opt", "/root", "/srv", "/tmp", "/usr", "/var")
+PROBE_SECONDS = 10
+
+
+def say(text: str) -> None:
+    print(f"vm: {text}", file=sys.stderr, flush=True)
+
+
+def kvm_works(kernel: Kernel) -> bool:
+    """Whether a guest starts with hardware virtualization.
+
+    That /dev/kvm exists proves nothing, and a guest on a broken one may hang for ever. So a kernel
+    without a root is booted once: it works if that gets as far as the panic. The answer is kept
+    until the host boots again.
+    """
+    device = Path("/dev/kvm")
+    try:
+        device.open("r+b").close()
+    except OSError:
+        return False
+    memory = CACHE / "kvm"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    if memory.exists():
+        known_boot, _, answer = memory.read_text(encoding="ascii").partition(" ")
+        if known_boot == boot:
+            return answer == "works"
+    say(f"trying hardware virtualization (at most {PROBE_SECONDS} s)")
+    command = ["qemu-system-x86_64", "-machine", "q35,accel=kvm", "-cpu", "host", "-m", "256"]
+    command += ["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]
+    command += ["-kernel", str(kernel.image), "-append", "console=ttyS0 panic=-1"]
+    try:
+        probe = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+        works = b"Kernel panic" in probe.stdout
+    except subprocess.TimeoutExpired:
+        works = False
+    memory.write_text(f"{boot} {'works' if works else 'fails'}", encoding="ascii")
+    if not works:
+        say("/dev/kvm is there but no guest starts on it; emulating instead")
+    return works
+
+
+def boot(kernel: Kernel, guest: Guest, run: Run) -> bool:
+    """Boot, run the guest's command and shut down; False if that took too long."""
+    kvm = not guest.icount and kvm_works(kernel)
+    arguments = [str(ROOT / ".venv/bin/virtme-run")]
+    arguments += ["--kimg", str(kernel.image), "--mods", "auto", "--user", "root"]
+    arguments += ["--force-9p", "--disable-microvm", "--rwdir", str(ROOT)]
+    arguments += ["--memory", f"{guest.memory}M", "--cpus", str(guest.cpus)]
+    for directory in SCRATCH:
+        if Path(directory).is_dir():
+            arguments += ["--overlay-rwdir", directory]
+    if not kvm:
+        arguments += ["--disable-kvm"]
+    # A kernel that panics ends QEMU. Its last words go to a second serial line.
+    for option in ("panic=-1", "console=ttyS1"):
+        arguments += ["--kopt", option]
+    if guest.interactive:
+        arguments += ["--shell", str(run.script)]
+    else:
+        arguments += ["--script-sh", f"sh {shlex.quote(str(run.script))}"]
+    arguments += ["--qemu-opts", "-no-reboot", "-serial", f"file:{run.console}"]
+    if guest.icount:
+        arguments += ["-icount", "shift=0,sleep=off"]
+    elif not kvm:
+        # Code translated once is kept; the default is too little for Python.
+        arguments += ["-accel", "tcg,thread=multi,tb-size=512"]
+    return execute(arguments, guest)
