@@ -24,6 +24,7 @@ class _Library:
     SIOCKCMUNATTACH: int
     SIOCKCMCLONE: int
     MSG_BATCH: int
+    MSG_WAITFORONE: int
     PYKCM_BATCH: int
     BPF_PROG_TYPE_SOCKET_FILTER: int
 

@@ -13,6 +13,7 @@ import errno
 import os
 import select
 import socket
+import sys
 import threading
 
 from pykcm import bpf, features, kernel, loopback
@@ -154,10 +155,7 @@ def _cb_offset() -> int:
             errno.EPERM,
             "the kernel does not show a program's translated instructions; that needs CAP_BPF",
         )
-    return int.from_bytes(code[2:4], _BYTEORDER) - _CONTEXT_CB_START
-
-
-_BYTEORDER = "little" if socket.htons(1) != 1 else "big"
+    return int.from_bytes(code[2:4], sys.byteorder) - _CONTEXT_CB_START
 
 
 def _experiment(strategy: Strategy) -> str:

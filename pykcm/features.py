@@ -8,31 +8,13 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from pykcm.bpf import system
 from pykcm.errors import CapabilityError, KCMOSError, UnavailableError
-
-# include/uapi/linux/capability.h
-CAPABILITIES = {
-    "CAP_NET_ADMIN": 12,
-    "CAP_SYS_MODULE": 16,
-    "CAP_SYS_ADMIN": 21,
-    "CAP_SYS_RESOURCE": 24,
-    "CAP_PERFMON": 38,
-    "CAP_BPF": 39,
-}
-
-
-def effective_capabilities() -> frozenset[str]:
-    """Those of `CAPABILITIES` that this process has in its effective set (proc(5), CapEff)."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("CapEff:"):
-            mask = int(line.split()[1], 16)
-            return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
-    return frozenset()
 
 
 def may_read_kernel_memory() -> bool:
     """Whether this process has what bpf_probe_read_kernel asks of a program's loader."""
-    have = effective_capabilities()
+    have = system.capabilities()
     return "CAP_SYS_ADMIN" in have or {"CAP_BPF", "CAP_PERFMON"} <= have
 
 

@@ -97,7 +97,7 @@ def receive_many(
                 len(buffer),
                 room,
                 count,
-                flags | socket.MSG_WAITFORONE,
+                flags | lib.MSG_WAITFORONE,
                 lengths,
                 message_flags,
             )

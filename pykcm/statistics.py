@@ -157,11 +157,11 @@ def parse_multiplexors(text: str) -> list[MultiplexorStatistics]:
         mux = found[-1]
         if kind == "kcm":
             values = [int(word) for word in words[:7]]
-            socket = Socket(int(index), *values, tuple(words[8:]))  # type: ignore[arg-type]
+            socket = Socket(int(index), *values, status=tuple(words[8:]))  # type: ignore[arg-type]
             found[-1] = dataclasses.replace(mux, sockets=(*mux.sockets, socket))
         elif kind == "psock":
             values = [int(word) for word in words[:8]]
-            psock = Psock(int(index), *values, tuple(words[8:]))  # type: ignore[arg-type]
+            psock = Psock(int(index), *values, status=tuple(words[8:]))  # type: ignore[arg-type]
             found[-1] = dataclasses.replace(mux, psocks=(*mux.psocks, psock))
         else:
             raise KCMOSError(errno.EBADMSG, f"/proc/net/kcm has a line of no known kind: {line!r}")

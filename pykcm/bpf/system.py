@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pykcm.errors import CapabilityError, UnavailableError
+from pykcm.errors import CapabilityError
 
 if TYPE_CHECKING:
     from pykcm._native import _CompiledFFI, _Library
@@ -20,12 +20,8 @@ def native() -> tuple[_CompiledFFI, _Library]:
     Raises:
         UnavailableError: (ENOSYS) pykcm was built on a platform without bpf(2).
     """
-    try:
-        from pykcm._native import ffi, lib
-    except ImportError as error:
-        raise UnavailableError(
-            errno.ENOSYS, f"this needs Linux and pykcm's compiled part ({error})"
-        ) from error
+    from pykcm.binding import ffi, lib
+
     return ffi, lib
 
 

@@ -135,7 +135,7 @@ def _processes(
     processes: list[BaseProcess] = []
     try:
         for args in arguments:
-            process = _fork.Process(target=target, args=args, daemon=True)
+            process: BaseProcess = _fork.Process(target=target, args=args, daemon=True)
             process.start()
             processes.append(process)
         yield processes
