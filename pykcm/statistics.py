@@ -151,17 +151,20 @@ def parse_multiplexors(text: str) -> list[MultiplexorStatistics]:
     for line in text.splitlines()[2:]:
         name, *words = line.split()
         if name == "mux":
-            found.append(MultiplexorStatistics(*map(int, words[:4]), (), ()))  # type: ignore[call-arg, arg-type]
+            rx_messages, rx_bytes, tx_messages, tx_bytes = map(int, words[:4])
+            found.append(
+                MultiplexorStatistics(rx_messages, rx_bytes, tx_messages, tx_bytes, (), ())
+            )
             continue
         kind, _, index = name.partition("-")
+        values = [int(index), *(int(word) for word in words[:8] if word != "-")]
+        status = tuple(words[8:])
         mux = found[-1]
         if kind == "kcm":
-            values = [int(word) for word in words[:7]]
-            socket = Socket(int(index), *values, status=tuple(words[8:]))  # type: ignore[arg-type]
+            socket = Socket(*values, status=status)  # type: ignore[misc, arg-type]
             found[-1] = dataclasses.replace(mux, sockets=(*mux.sockets, socket))
         elif kind == "psock":
-            values = [int(word) for word in words[:8]]
-            psock = Psock(int(index), *values, status=tuple(words[8:]))  # type: ignore[arg-type]
+            psock = Psock(*values, status=status)  # type: ignore[misc, arg-type]
             found[-1] = dataclasses.replace(mux, psocks=(*mux.psocks, psock))
         else:
             raise KCMOSError(errno.EBADMSG, f"/proc/net/kcm has a line of no known kind: {line!r}")
