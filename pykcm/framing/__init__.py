@@ -5,6 +5,17 @@ BPF program with which the kernel says the same, `assembly` shows that program.
 """
 
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing
+from pykcm.framing.custom import CustomFraming
 from pykcm.framing.length_field import FixedLength, LengthField
+from pykcm.framing.variable import Delimiter, Layout, Varint
 
-__all__ = ["DEFAULT_MAX_LENGTH", "FixedLength", "Framing", "LengthField"]
+__all__ = [
+    "DEFAULT_MAX_LENGTH",
+    "CustomFraming",
+    "Delimiter",
+    "FixedLength",
+    "Framing",
+    "Layout",
+    "LengthField",
+    "Varint",
+]

@@ -110,8 +110,11 @@ class SteppedFraming(Framing):
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
         """The rule."""
+        rule = tuple(self._make_steps())
         within = Within(self.min_length, self.max_length)
-        return (*self._make_steps(), within, *self._make_checks())
+        if not all(within.holds(path) for path in explore_all(rule, Path())):
+            rule += (within,)
+        return (*rule, *self._make_checks())
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "steps"}

@@ -316,7 +316,7 @@ class Add(Step):
     def explore(self, path: Path) -> list[Path]:
         if isinstance(self.term, int):
             return [path.plus(self.term, self.term)]
-        largest = min(self.term.largest, self._cap or self.term.largest)
+        largest = self.term.largest if self._cap is None else self._cap
         return [path.read(self.term).plus(0, largest * self.multiplier)]
 
 
@@ -385,6 +385,10 @@ class Within(Step):
         if length > self.high:
             refuse(errno.EMSGSIZE, f"a length of {length} is over the maximum, {self.high}")
         return length
+
+    def holds(self, path: Path) -> bool:
+        """Whether it is certain on this way, so that the check can be left out."""
+        return self.low <= path.low and path.high <= self.high
 
     def explore(self, path: Path) -> list[Path]:
         low, high = max(path.low, self.low), min(path.high, self.high)
@@ -475,6 +479,8 @@ class Switch(Step):
     cases: tuple[Case, ...]
 
     def __post_init__(self) -> None:
+        if not self.cases:
+            raise FramingDefinitionError("cases", "must be one or more")
         taken: list[tuple[int, int]] = []
         for low, high in (r for case in self.cases for r in case.ranges):
             if not 0 <= low <= high <= self.field.largest:
@@ -489,17 +495,25 @@ class Switch(Step):
         self.field.emit(code)
         targets = [code.label("case") for _ in self.cases]
         end = code.label("then")
-        for case, target in zip(self.cases, targets, strict=True):
-            for low, high in case.ranges:
-                if low == high:
-                    code.compare("r0", "==", low, target)
-                elif low == 0:
-                    code.compare("r0", "<=", high, target)
-                else:
-                    # One comparison for two: a number under `low` wraps to a large one.
-                    code.add("r2 = r0", f"r2 -= {low}")
-                    code.compare("r2", "<=", high - low, target)
-        code.jump(code.bad())
+        tests = [
+            (low, high, target)
+            for case, target in zip(self.cases, targets, strict=True)
+            for low, high in case.ranges
+        ]
+        if sum(high - low + 1 for low, high, _ in tests) == self.field.largest + 1:
+            refused = tests.pop()[2]  # what is left is the last range, and nothing is refused
+        else:
+            refused = code.bad()
+        for low, high, target in tests:
+            if low == high:
+                code.compare("r0", "==", low, target)
+            elif low == 0:
+                code.compare("r0", "<=", high, target)
+            else:
+                # One comparison for two: a number under `low` wraps to a large one.
+                code.add("r2 = r0", f"r2 -= {low}")
+                code.compare("r2", "<=", high - low, target)
+        code.jump(refused)
         for number, (case, target) in enumerate(zip(self.cases, targets, strict=True), 1):
             code.place(target)
             for step in case.steps:
@@ -518,3 +532,112 @@ class Switch(Step):
     def explore(self, path: Path) -> list[Path]:
         path = path.read(self.field)
         return [after for case in self.cases for after in explore_all(case.steps, path)]
+
+
+#: The longest message of a Find, in bytes: what the kernel's verifier can follow (it walks through
+#: every turn of the loop, and stops at a million instructions).
+LARGEST_SEARCH = 1 << 16
+
+# The stack is 512 bytes.  A chunk is scanned in words of 8 bytes; the word after its last one holds
+# what follows of a delimiter that begins in it.
+_WORD = 8
+_BUFFER = 512
+_CHUNK = _BUFFER - _WORD
+
+
+@dataclasses.dataclass(frozen=True)
+class Find(Step):
+    """The length is that up to the end of the first delimiter; must be the first step.
+
+    Args:
+        delimiter: 1 to 8 bytes.
+        limit: in how many bytes from the message's first it must lie, up to LARGEST_SEARCH.
+    """
+
+    delimiter: bytes
+    limit: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.delimiter, bytes) or not 1 <= len(self.delimiter) <= _WORD:
+            raise FramingDefinitionError(
+                "delimiter", f"must be 1 to {_WORD} bytes, not {self.delimiter!r}"
+            )
+        check_integer("limit", self.limit, len(self.delimiter), LARGEST_SEARCH)
+
+    def emit(self, code: Code) -> None:
+        """Scans 8 bytes at a time; r9 is how many bytes of the message may be looked at."""
+        size = len(self.delimiter)
+        chunk, word, end = code.label("chunk"), code.label("word"), code.label("found")
+        clamped, whole, following, none = map(code.label, ("clamped", "whole", "following", "none"))
+        code.add("r9 = *(u32 *)(r6 + 0)", "r9 -= r7")  # __sk_buff.len
+        code.compare("r9", "<=", self.limit, clamped)
+        code.add(f"r9 = {self.limit}")
+        code.place(clamped)
+        # The verifier wants the buffer initialised, as the last chunk may not fill it.
+        code.add("r0 = 0", *(f"*(u64 *)(r10 - {at}) = r0" for at in range(_BUFFER, 0, -_WORD)))
+        code.add("r8 = 0")
+
+        code.place(chunk)
+        code.add("r4 = r9", "r4 -= r8")
+        code.compare("r4", "s<", size, none)
+        code.compare("r4", "<=", _BUFFER, whole)
+        code.add(f"r4 = {_BUFFER}")
+        code.place(whole)
+        code.add("r1 = r6", "r2 = r7", "r2 += r8", "r3 = r10", f"r3 += -{_BUFFER}")
+        code.add("call bpf_skb_load_bytes")
+        code.compare("r0", "!=", 0, none)
+        code.add("r1 = r10", f"r1 += -{_BUFFER}", "r2 = 0")
+
+        code.place(word)
+        self._emit_differences(code)
+        # The lowest byte of r0 that is zero becomes the lowest bit of r3 that is set.
+        code.add("r3 = r0", "r4 = 0x0101010101010101 ll", "r3 -= r4", "r0 ^= -1", "r3 &= r0")
+        code.add("r4 = 0x8080808080808080 ll", "r3 &= r4")
+        # The way that ends is the one that goes straight on: the verifier walks it first, and so
+        # never has more than one way left to come back to for each chunk.
+        code.compare("r3", "==", 0, following)
+        code.add("r0 = r3", "r0 = -r0", "r3 &= r0", "r3 >>= 7")  # 1 << 8 * index
+        code.add("r4 = 0x0001020304050607 ll", "r3 *= r4", "r3 >>= 56")
+        code.add("r8 += r2", "r8 += r3", f"r8 += {size}")
+        # Past the end of the data lie bytes of the chunk before.
+        code.jump(end, "r8 <= r9")
+        code.place(none)
+        code.compare("r9", "==", self.limit, code.oversize())
+        code.add("r0 = 0", "exit")
+
+        code.place(following)
+        code.add(f"r1 += {_WORD}", f"r2 += {_WORD}")
+        code.compare("r2", "<", _CHUNK, word)
+        code.add(f"r8 += {_CHUNK}")
+        code.jump(chunk)
+        code.place(end)
+
+    def _emit_differences(self, code: Code) -> None:
+        """Leaves in r0, a byte for each of the 8 places from r1 on, 0 where the delimiter is."""
+        # Places count from the lowest byte: a conversion to little-endian does nothing on a
+        # little-endian host.
+        little = ["le64"] if sys.byteorder == "big" else []
+        code.add("r5 = *(u64 *)(r1 + 0)", *(f"r5 = {swap} r5" for swap in little))
+        for number, byte in enumerate(self.delimiter):
+            if number == 0:
+                code.add(f"r0 = {byte * 0x0101010101010101:#x} ll", "r0 ^= r5")
+                continue
+            # Stack loads must be aligned: a word that begins within one is made of two.
+            code.add(f"r3 = *(u64 *)(r1 + {_WORD})", *(f"r3 = {swap} r3" for swap in little))
+            code.add(f"r3 <<= {8 * (_WORD - number)}", "r4 = r5", f"r4 >>= {8 * number}")
+            code.add("r3 |= r4", f"r4 = {byte * 0x0101010101010101:#x} ll", "r3 ^= r4")
+            code.add("r0 |= r3")
+
+    def follow(self, data: memoryview, length: int) -> int:
+        seen = bytes(data[: self.limit])
+        at = seen.find(self.delimiter)
+        if at >= 0:
+            return at + len(self.delimiter)
+        if len(seen) == self.limit:
+            refuse(errno.EMSGSIZE, f"no {self.delimiter!r} within {self.limit} bytes")
+        raise IncompleteError
+
+    def explore(self, path: Path) -> list[Path]:
+        if path != Path():
+            raise FramingDefinitionError("steps", "Find must be the first")
+        return [path.plus(len(self.delimiter), self.limit)]
