@@ -1,0 +1,524 @@
+"""Ready framings, by protocol.
+
+Each is a `Framing`; `ALL` lists them with their specification and limits.  Their max_length is the
+protocol's own maximum, or 1 MiB where that is larger or there is none:
+`protocols.KAFKA.replace(max_length=100 << 20)` is for those who need more.  The TCP socket's
+receive buffer must have room for a message of max_length.
+
+A framing reads just as much of a header as tells where the message ends.  It refuses a length that
+is impossible, and wrong fixed bytes; all else is the application's to check.
+
+Protocols without a framing, and why, are in `LEFT_OUT`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Final
+
+from pykcm.framing import DEFAULT_MAX_LENGTH, Delimiter, Framing, Layout, LengthField, Varint
+from pykcm.framing.steps import (
+    LARGEST_LENGTH,
+    LARGEST_SEARCH,
+    Add,
+    Case,
+    Field,
+    Find,
+    Match,
+    RoundUp,
+    Step,
+    Switch,
+    Within,
+)
+from pykcm.framing.variable import ber_length, decimal, leb128
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """An entry of the catalogue.
+
+    Attributes:
+        name: its name here, as in `protocols.THRIFT_FRAMED`.
+        framing: the framing.
+        summary: what a message is, in a line.
+        reference: the specification.
+        maximum: the longest message that the specification allows, header included, in bytes;
+            None where it sets no limit, or one beyond any message.
+        note: what to know before it is used; may be empty.
+    """
+
+    name: str
+    framing: Framing
+    summary: str
+    reference: str
+    maximum: int | None
+    note: str = ""
+
+
+_entries: dict[str, Protocol] = {}
+
+
+def _limit(maximum: int | None) -> int:
+    return DEFAULT_MAX_LENGTH if maximum is None else min(maximum, DEFAULT_MAX_LENGTH)
+
+
+def _enter(
+    name: str,
+    framing: Framing,
+    summary: str,
+    reference: str,
+    maximum: int | None = None,
+    note: str = "",
+) -> Framing:
+    _entries[name] = Protocol(name, framing, summary, reference, maximum, note)
+    return framing
+
+
+def _one_of(field: Field, *values: int | tuple[int, int]) -> Switch:
+    return Switch(field, (Case(values),))
+
+
+THRIFT_FRAMED: Final = _enter(
+    "THRIFT_FRAMED",
+    LengthField(size=4),
+    "4-byte length, then the message",
+    "Apache Thrift, doc/specs/thrift-rpc.md, framed transport",
+    (1 << 31) - 1,
+    "Thrift's own limit is 16,384,000 bytes by default (TConfiguration).",
+)
+
+DNS: Final = _enter(
+    "DNS",
+    LengthField(size=2, min_length=2 + 12, max_length=2 + 65535),
+    "2-byte length, then a message of at least its 12-byte header",
+    "RFC 1035 section 4.2.2, RFC 7766 section 8",
+    2 + 65535,
+)
+
+GRPC: Final = _enter(
+    "GRPC",
+    Layout("gRPC message", (_one_of(Field(0), 0, 1), Add(Field(1, 4)), Add(5))),
+    "compressed flag, 4-byte length, then the message",
+    "gRPC over HTTP2, doc/PROTOCOL-HTTP2.md, Length-Prefixed-Message",
+    5 + (1 << 32) - 1,
+    "gRPC puts these into HTTP/2 DATA frames: this is for streams that carry them bare.",
+)
+
+HTTP2: Final = _enter(
+    "HTTP2",
+    LengthField(size=3, adjustment=9, min_length=9, max_length=9 + (1 << 14)),
+    "3-byte length, type, flags, stream; the length counts what follows these 9 bytes",
+    "RFC 9113 section 4.1",
+    9 + (1 << 24) - 1,
+    "Frames over 16,384 bytes need SETTINGS_MAX_FRAME_SIZE and a larger max_length.  A server "
+    "must read the client's 24-byte preface before it attaches the connection.",
+)
+
+KAFKA: Final = _enter(
+    "KAFKA",
+    LengthField(size=4, min_length=8),
+    "4-byte length, then a request or response, which begin with 4 bytes at least",
+    "Apache Kafka protocol guide, RequestOrResponse",
+    4 + (1 << 31) - 1,
+    "A broker's own limit is socket.request.max.bytes, 100 MiB by default.",
+)
+
+POSTGRESQL: Final = _enter(
+    "POSTGRESQL",
+    LengthField(offset=1, size=4, adjustment=1, min_length=5),
+    "type byte, 4-byte length that counts itself",
+    "PostgreSQL, Frontend/Backend Protocol 3.x, Message Formats",
+    1 + (1 << 31) - 1,
+    "What a server sends, and a client after its first message.  The single byte that answers an "
+    "SSLRequest or GSSENCRequest is no message: settle encryption before attaching.",
+)
+
+# MAX_STARTUP_PACKET_LENGTH of src/include/libpq/pqcomm.h, which does not count the length itself.
+_POSTGRESQL_STARTUP = (
+    _one_of(Field(4, 4), (3 << 16, (4 << 16) - 1), (80877102, 80877104)),
+    Add(Field(0, 4)),
+    Within(8, 4 + 10000),
+)
+
+POSTGRESQL_CLIENT: Final = _enter(
+    "POSTGRESQL_CLIENT",
+    Layout(
+        "PostgreSQL client message",
+        (
+            Switch(
+                Field(0),
+                (
+                    # A type is a letter; the first byte of a length up to 10,004 is 0.
+                    Case((0,), _POSTGRESQL_STARTUP),
+                    Case(
+                        ((0x41, 0x5A), (0x61, 0x7A)),
+                        (Add(Field(1, 4)), Within(4, LARGEST_LENGTH), Add(1)),
+                    ),
+                ),
+            ),
+        ),
+        min_length=5,
+    ),
+    "as POSTGRESQL, and the client's first messages, which have no type byte",
+    "PostgreSQL, Frontend/Backend Protocol 3.x, Message Formats (StartupMessage, SSLRequest, "
+    "GSSENCRequest, CancelRequest)",
+    1 + (1 << 31) - 1,
+)
+
+MYSQL: Final = _enter(
+    "MYSQL",
+    LengthField(size=3, byteorder="little", adjustment=4, min_length=4),
+    "3-byte little-endian length, sequence number, then the packet",
+    "MySQL internals, Client/Server Protocol, Packets",
+    4 + (1 << 24) - 1,
+    "A payload of 2**24 - 1 bytes or more comes in several packets: each is a message here.  A "
+    "compressed connection has another header.",
+)
+
+MONGODB: Final = _enter(
+    "MONGODB",
+    LengthField(size=4, byteorder="little", adjustment=0, min_length=16),
+    "4-byte little-endian length of the whole message, 16-byte header",
+    "MongoDB Wire Protocol, Standard Message Header",
+    48_000_000,
+    "The maximum is the server's maxMessageSizeBytes.",
+)
+
+MEMCACHED_BINARY: Final = _enter(
+    "MEMCACHED_BINARY",
+    Layout(
+        "memcached binary packet",
+        (_one_of(Field(0), (0x80, 0x81)), Add(Field(8, 4)), Add(24)),
+    ),
+    "24-byte header with magic 0x80 or 0x81 and the body's 4-byte length",
+    "memcached, Binary Protocol Revamped, Packet Structure",
+    24 + (1 << 32) - 1,
+)
+
+AMQP: Final = _enter(
+    "AMQP",
+    Layout(
+        "AMQP 0-9-1 frame",
+        (
+            Switch(
+                Field(0),
+                (
+                    Case((0x41,), (Match(b"AMQP"), Add(8))),
+                    Case((1, 2, 3, 8), (Add(Field(3, 4)), Add(8))),
+                ),
+            ),
+        ),
+    ),
+    "type, channel, 4-byte length, payload, end octet; and the 8-byte protocol header",
+    "AMQP 0-9-1 specification, sections 2.2.4 and 4.2",
+    8 + (1 << 32) - 1,
+    "That the frame ends with 0xCE is for the application to check.  The negotiated frame-max is "
+    "a good max_length.",
+)
+
+MQTT: Final = _enter(
+    "MQTT",
+    Layout(
+        "MQTT control packet",
+        (_one_of(Field(0, mask=0xF0, shift=4), (1, 15)), *leb128(1, 4)),
+    ),
+    "type and flags, remaining length of 1 to 4 bytes, then that many bytes",
+    "MQTT 3.1.1 section 2.2, MQTT 5.0 section 2.1",
+    5 + 268_435_455,
+)
+
+TPKT: Final = _enter(
+    "TPKT",
+    LengthField(offset=2, size=2, adjustment=0, min_length=7, max_length=65535, magic=b"\x03"),
+    "version 3, reserved byte, 2-byte length of the whole packet",
+    "RFC 1006 section 6",
+    65535,
+)
+
+BGP: Final = _enter(
+    "BGP",
+    LengthField(
+        offset=16, size=2, adjustment=0, min_length=19, max_length=4096, magic=b"\xff" * 16
+    ),
+    "marker of 16 bytes 0xFF, 2-byte length of the whole message, type",
+    "RFC 4271 section 4.1",
+    4096,
+    "With the Extended Message capability (RFC 8654) the maximum is 65,535.",
+)
+
+DIAMETER: Final = _enter(
+    "DIAMETER",
+    LengthField(offset=1, size=3, adjustment=0, min_length=20, magic=b"\x01", multiple_of=4),
+    "version 1, 3-byte length of the whole message, a multiple of 4",
+    "RFC 6733 section 3",
+    (1 << 24) - 4,
+)
+
+RADIUS: Final = _enter(
+    "RADIUS",
+    LengthField(offset=2, size=2, adjustment=0, min_length=20, max_length=4096),
+    "code, identifier, 2-byte length of the whole packet",
+    "RFC 2865 section 3, over TCP as in RFC 6613 section 2.6",
+    4096,
+    "RFC 7930 allows 65,535 where both ends agree.",
+)
+
+TLS: Final = _enter(
+    "TLS",
+    Layout(
+        "TLS record",
+        (_one_of(Field(0), (20, 24)), Match(b"\x03", 1), Add(Field(3, 2)), Add(5)),
+        max_length=5 + (1 << 14) + 2048,
+    ),
+    "content type, version 3.x, 2-byte length, then the fragment",
+    "RFC 5246 section 6.2, RFC 8446 section 5",
+    5 + (1 << 14) + 2048,
+    "The records as they are, still encrypted.",
+)
+
+WEBSOCKET: Final = _enter(
+    "WEBSOCKET",
+    Layout(
+        "WebSocket frame",
+        (
+            Switch(
+                Field(1, mask=0x7F),
+                (
+                    Case(((0, 125),), (Add(Field(1, mask=0x7F)), Add(2))),
+                    # A length must be in the shortest form that holds it.
+                    Case((126,), (Add(Field(2, 2)), Within(126, 65535), Add(4))),
+                    Case((127,), (Add(Field(2, 8)), Within(65536, LARGEST_LENGTH), Add(10))),
+                ),
+            ),
+            Switch(Field(1, mask=0x80), (Case((0,)), Case((0x80,), (Add(4),)))),
+        ),
+    ),
+    "flags and opcode, mask bit, length of 7 bits, 2 or 8 bytes, masking key",
+    "RFC 6455 section 5.2",
+    14 + (1 << 63) - 1,
+    "After the opening handshake, which is HTTP and must be read before attaching.  Each frame is "
+    "a message here, also one of a fragmented WebSocket message.",
+)
+
+_BER_SEQUENCE = (Match(b"\x30"), *ber_length())
+
+LDAP: Final = _enter(
+    "LDAP",
+    Layout("LDAPMessage", _BER_SEQUENCE),
+    "a BER SEQUENCE of definite length",
+    "RFC 4511 section 5.1; X.690 section 8.1.3",
+    None,
+    "The long form may have up to 8 length bytes, leading zeros among them.",
+)
+
+SNMP: Final = _enter(
+    "SNMP",
+    Layout("SNMP message", _BER_SEQUENCE),
+    "a BER SEQUENCE of definite length",
+    "RFC 3430 section 2.1; X.690 section 8.1.3",
+    None,
+    "The long form may have up to 8 length bytes, leading zeros among them.",
+)
+
+
+def iscsi(
+    *,
+    header_digest: bool = False,
+    data_digest: bool = False,
+    max_length: int = DEFAULT_MAX_LENGTH,
+) -> Layout:
+    """An iSCSI PDU: RFC 7143 section 11.2.
+
+    The basic header segment of 48 bytes, additional header segments, the data segment padded to 4
+    bytes, and the digests, of which that of the data is left out with an empty data segment.
+
+    Args:
+        header_digest: whether the login negotiated HeaderDigest=CRC32C.
+        data_digest: whether it negotiated DataDigest=CRC32C.
+        max_length: the longest PDU in bytes, all included.
+    """
+    data = Field(5, 3)
+    steps: list[Step] = [Add(data), RoundUp(4)]
+    if data_digest:
+        steps.append(Switch(data, (Case((0,)), Case(((1, data.largest),), (Add(4),)))))
+    header = 48 + 4 * header_digest
+    steps += [Add(Field(4), 4), Add(header)]
+    digests = [name for name, on in (("header", header_digest), ("data", data_digest)) if on]
+    title = "iSCSI PDU" + (f" with {' and '.join(digests)} digest" if digests else "")
+    return Layout(title, tuple(steps), min_length=header, max_length=max_length)
+
+
+ISCSI: Final = _enter(
+    "ISCSI",
+    iscsi(),
+    "48-byte header, additional headers counted in words, data padded to 4 bytes",
+    "RFC 7143 section 11.2",
+    48 + 255 * 4 + 4 + (1 << 24) + 4,
+    "Without digests, as before and during login; `iscsi(header_digest=…, data_digest=…)` makes "
+    "the others.",
+)
+
+ONC_RPC: Final = _enter(
+    "ONC_RPC",
+    LengthField(size=4, mask=0x7FFFFFFF),
+    "last-fragment bit and 31 bits of length, then the fragment",
+    "RFC 5531 section 11",
+    4 + (1 << 31) - 1,
+    "Each fragment is a message here; NFS, for one, sends each record as one fragment.",
+)
+
+NBD_REQUEST: Final = _enter(
+    "NBD_REQUEST",
+    Layout(
+        "NBD request",
+        (
+            Match(b"\x25\x60\x95\x13"),
+            Switch(Field(6, 2), (Case((0, (2, 8))), Case((1,), (Add(Field(24, 4)),)))),
+            Add(28),
+        ),
+        min_length=28,
+    ),
+    "28-byte header with magic; a write's data follows it",
+    "NBD protocol, doc/proto.md, Request message",
+    28 + (1 << 32) - 1,
+    "What a client sends in the transmission phase, without extended headers.",
+)
+
+REDIS_LINES: Final = _enter(
+    "REDIS_LINES",
+    Delimiter(b"\r\n", LARGEST_SEARCH),
+    "lines that end with CR LF: inline commands, simple strings, errors, integers",
+    "Redis serialization protocol specification, RESP protocol description",
+    64 << 10,
+    "Not for connections that carry bulk strings: see RESP.  The maximum is the server's for "
+    "inline commands.",
+)
+
+_RESP_BULK = (
+    Switch(
+        Field(1),
+        (
+            Case((ord("-"),), (Match(b"-1\r\n", 1), Add(5))),
+            Case(((0x30, 0x39),), (*decimal(b"\r", 9, offset=1), Add(3))),
+        ),
+    ),
+)
+
+RESP: Final = _enter(
+    "RESP",
+    Layout(
+        "RESP element",
+        (
+            Switch(
+                Field(0),
+                (
+                    Case((*b"$!=",), _RESP_BULK),
+                    Case((*b"+-:*_#,(%~>|",), (Find(b"\r\n", LARGEST_SEARCH),)),
+                ),
+            ),
+        ),
+        min_length=3,
+    ),
+    "a line, or a bulk string of counted bytes",
+    "Redis serialization protocol specification, RESP2 and RESP3",
+    (512 << 20) + 14,
+    "An array, set or map is not a message but several: its head, a line that counts the elements, "
+    "and each element.  Lines are up to 65,536 bytes.  Streamed strings are refused.",
+)
+
+NETSTRING: Final = _enter(
+    "NETSTRING",
+    Layout("netstring", (*decimal(b":", 9), Add(1)), min_length=3),
+    "decimal length, colon, that many bytes, comma",
+    "D. J. Bernstein, Netstrings, 1997",
+    None,
+    "That a comma ends it is for the application to check.  The number has up to 9 digits, and no "
+    "leading zeros.",
+)
+
+NINE_P: Final = _enter(
+    "NINE_P",
+    LengthField(size=4, byteorder="little", adjustment=0, min_length=7),
+    "4-byte little-endian size of the whole message, type, tag",
+    "Plan 9 manual, intro(5)",
+    (1 << 32) - 1,
+    "The negotiated msize is a good max_length.",
+)
+
+CQL: Final = _enter(
+    "CQL",
+    Layout(
+        "CQL envelope",
+        (_one_of(Field(0, mask=0x7F), (3, 5)), Add(Field(5, 4)), Add(9)),
+    ),
+    "9-byte header with version 3, 4 or 5 and the body's 4-byte length",
+    "Apache Cassandra, native_protocol_v4.spec section 2",
+    9 + (256 << 20),
+    "Version 5 wraps its messages into frames once STARTUP is answered: see CQL_V5.",
+)
+
+CQL_V5: Final = _enter(
+    "CQL_V5",
+    LengthField(
+        size=3,
+        byteorder="little",
+        mask=0x1FFFF,
+        adjustment=6 + 4,
+        min_length=10,
+        max_length=6 + 0x1FFFF + 4,
+    ),
+    "3 bytes with 17 bits of length, CRC24, payload, CRC32",
+    "Apache Cassandra, native_protocol_v5.spec section 2.1, uncompressed format",
+    6 + 0x1FFFF + 4,
+    "A message larger than a frame comes in several.",
+)
+
+CQL_V5_COMPRESSED: Final = _enter(
+    "CQL_V5_COMPRESSED",
+    LengthField(
+        size=3,
+        byteorder="little",
+        mask=0x1FFFF,
+        adjustment=8 + 4,
+        min_length=12,
+        max_length=8 + 0x1FFFF + 4,
+    ),
+    "5 bytes with 17 bits of compressed and of plain length, CRC24, payload, CRC32",
+    "Apache Cassandra, native_protocol_v5.spec section 2.2, compressed format",
+    8 + 0x1FFFF + 4,
+    "A message larger than a frame comes in several.",
+)
+
+PROTOBUF_DELIMITED: Final = _enter(
+    "PROTOBUF_DELIMITED",
+    Varint(),
+    "varint length, then the message",
+    "Protocol Buffers, Java's writeDelimitedTo and C++'s SerializeDelimitedToZeroCopyStream",
+    5 + (1 << 31) - 1,
+)
+
+#: Every framing here by its name, in the order above.
+ALL: Final[Mapping[str, Protocol]] = types.MappingProxyType(_entries)
+
+#: What has no framing here, and why.
+LEFT_OUT: Final[Mapping[str, str]] = types.MappingProxyType(
+    {
+        "NBD replies": "a simple reply has no length: how much data follows depends on the request "
+        "that it answers, which the program can't know.  Requests can be framed: NBD_REQUEST.",
+        "SIP": "the body's length stands in a Content-Length line (or its short form 'l') anywhere "
+        "among the header lines, in any case and with folding; a program that may only look, "
+        "anew with each segment, can't find it with certainty within the verifier's limits.",
+        "STOMP": "a frame ends with a NUL, unless a content-length line says that its body may "
+        "hold NULs; the same search as for SIP, and line feeds as heartbeats between the frames.",
+        "HTTP/1": "the same search, and chunked bodies have no length.",
+        "memcached text": "the length of a value stands as the fourth or fifth word of a line, and "
+        "whether a value follows depends on the command.",
+        "RESP arrays as one message": "an array's length is known only when its last element is "
+        "there; its elements can be framed: RESP.",
+        "WebSocket messages": "a message of several frames may have control frames between them; "
+        "its frames can be framed: WEBSOCKET.",
+        "SSH": "the length itself is encrypted.",
+    }
+)
