@@ -1,12 +1,13 @@
 """Linux's Kernel Connection Multiplexor (AF_KCM) for Python."""
 
-from pykcm import bpf
+from pykcm import bpf, protocols
 from pykcm.errors import (
     AssemblyError,
     AttachError,
     BPFError,
     CapabilityError,
     Disconnected,
+    FramingDefinitionError,
     FramingError,
     KCMError,
     KCMOSError,
@@ -14,7 +15,15 @@ from pykcm.errors import (
     UnavailableError,
     VerifierError,
 )
-from pykcm.framing import FixedLength, Framing, LengthField
+from pykcm.framing import (
+    CustomFraming,
+    Delimiter,
+    FixedLength,
+    Framing,
+    Layout,
+    LengthField,
+    Varint,
+)
 from pykcm.multiplexor import Multiplexor, Reason, TransportError
 from pykcm.socket import KCMSocket, UnsentWarning
 
@@ -25,13 +34,17 @@ __all__ = [
     "AttachError",
     "BPFError",
     "CapabilityError",
+    "CustomFraming",
+    "Delimiter",
     "Disconnected",
     "FixedLength",
     "Framing",
+    "FramingDefinitionError",
     "FramingError",
     "KCMError",
     "KCMOSError",
     "KCMSocket",
+    "Layout",
     "LengthField",
     "MessageTruncated",
     "Multiplexor",
@@ -39,6 +52,8 @@ __all__ = [
     "TransportError",
     "UnavailableError",
     "UnsentWarning",
+    "Varint",
     "VerifierError",
     "bpf",
+    "protocols",
 ]
