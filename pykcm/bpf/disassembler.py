@@ -38,42 +38,44 @@ def disassemble(code: bytes, byteorder: ByteOrder = HOST) -> str:
 def disassemble_slot(code: bytes, slot: int) -> str:
     """The one instruction at a slot, with numbers for jump targets; "(malformed)" if it is that."""
     try:
-        return _Disassembler(isa.decode(code), labels=False).statement(slot)[0]
+        return _Disassembler(isa.decode(code)).statement(slot)[0]
     except AssemblyError:
         return "(malformed)"
 
 
 class _Disassembler:
-    def __init__(self, code: list[Instruction], labels: bool = True) -> None:
+    def __init__(self, code: list[Instruction]) -> None:
         self.code = code
-        self.make_labels = labels
         self.jumps: list[tuple[int, int, bool]] = []  # from, to, whether it is a call
+        self.labels: dict[int, str] = {}
 
     def run(self) -> str:
-        statements: dict[int, str] = {}
+        starts = []
         slot = 0
         while slot < len(self.code):
-            statements[slot], slots = self.statement(slot)
-            slot += slots
-        called: dict[int, bool] = {}
+            starts.append(slot)
+            slot += self.statement(slot)[1]
+        self.name_targets(set(starts))
+        lines = []
+        for slot in starts:
+            if slot in self.labels:
+                lines.append(f"{self.labels[slot]}:")
+            lines.append(f"    {self.statement(slot)[0]}")
+        return "\n".join(lines) + "\n"
+
+    def name_targets(self, starts: set[int]) -> None:
+        called = set()
         for slot, target, is_call in self.jumps:
             if not 0 <= target < len(self.code):
                 raise _malformed(slot, "it jumps out of the program")
-            if target not in statements:
+            if target not in starts:
                 raise _malformed(slot, "it jumps into the middle of a 64-bit load")
-            called[target] = called.get(target, False) or is_call
-        names = {slot: _label(slot, is_call) for slot, is_call in called.items()}
-        lines = []
-        for slot, statement in statements.items():
-            if slot in names:
-                lines.append(f"{names[slot]}:")
-            lines.append(f"    {statement}")
-        text = "\n".join(lines) + "\n"
-        for slot, is_call in called.items():
-            if is_call:  # a jump to a function's start was written before the call was seen
-                text = text.replace(f"goto L{slot}\n", f"goto {names[slot]}\n")
-                text = text.replace(f"gotol L{slot}\n", f"gotol {names[slot]}\n")
-        return text
+            if is_call:
+                called.add(target)
+        self.labels = {
+            target: f"function_{target}" if target in called else f"L{target}"
+            for _, target, _ in self.jumps
+        }
 
     def statement(self, slot: int) -> tuple[str, int]:
         """The text of the instruction at a slot, and how many slots it takes."""
@@ -160,9 +162,10 @@ class _Disassembler:
         return f"call {name}#{code.imm}" if name else f"call {code.imm}"
 
     def target(self, slot: int, distance: int, is_call: bool = False) -> str:
+        """The target's label, or the distance as long as there is none."""
         target = slot + 1 + distance
         self.jumps.append((slot, target, is_call))
-        return _label(target, is_call) if self.make_labels else f"{distance:+d}"
+        return self.labels.get(target, f"{distance:+d}")
 
     def load_imm64(self, slot: int, code: Instruction) -> str:
         _zero(slot, offset=code.offset)
@@ -243,10 +246,6 @@ class _Disassembler:
         if code.imm == isa.CMPXCHG:
             return f"{r}0 = cmpxchg{suffix}({bare}, {r}0, {source})"
         raise _malformed(slot, f"no such atomic operation: {code.imm:#x}")
-
-
-def _label(slot: int, is_call: bool) -> str:
-    return f"function_{slot}" if is_call else f"L{slot}"
 
 
 def _malformed(slot: int, reason: str) -> AssemblyError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from pykcm.bpf.system import native
+from pykcm.binding import ffi, lib
 
 
 @functools.cache
@@ -14,7 +14,6 @@ def by_name() -> dict[str, int]:
     Raises:
         UnavailableError: pykcm has no compiled part on this platform.
     """
-    ffi, lib = native()
     names: dict[str, int] = {}
     number = 0
     while (name := lib.pykcm_bpf_helper_name(number)) != ffi.NULL:

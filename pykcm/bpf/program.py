@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pykcm.binding import ffi, lib
 from pykcm.bpf import assembler, system, verifier
 from pykcm.bpf import instructions as isa
 from pykcm.bpf.disassembler import disassemble_slot
@@ -139,7 +140,6 @@ class Program:
             CapabilityError: (EPERM) this process may not.
             UnavailableError: (ENOSYS) this kernel or platform has no bpf(2).
         """
-        _, lib = system.native()
         where = os.fspath(path)
         result = _retried(lambda: lib.pykcm_bpf_get(_path(where)))
         if result < 0:
@@ -188,7 +188,6 @@ class Program:
             BPFError: the descriptor is none of a program.
         """
         raw = self._info()
-        ffi, _ = system.native()
         return ProgramInfo(
             id=raw.id,
             type=raw.type,
@@ -211,14 +210,12 @@ class Program:
         size = self._info().xlated_prog_len
         if not size:
             return b""
-        ffi, _ = system.native()
         room = ffi.new("uint8_t[]", size)
         self._info(room, size)
         return bytes(ffi.buffer(room))
 
     def _info(self, translated: Any = None, size: int = 0) -> Any:
         """struct bpf_prog_info; the translated instructions go to where the caller wants them."""
-        ffi, lib = system.native()
         raw = ffi.new("struct bpf_prog_info *")
         if translated is not None:
             raw.xlated_prog_insns = int(ffi.cast("uintptr_t", translated))
@@ -245,7 +242,6 @@ class Program:
             BPFError: the kernel refused; EINVAL for too much data.
             CapabilityError: (EPERM, before Linux 5.19) this process may not.
         """
-        ffi, lib = system.native()
         if not 1 <= repeat < 1 << 32:
             raise BPFError(
                 errno.EINVAL, f"a program is run 1 to {(1 << 32) - 1} times, not {repeat}"
@@ -285,7 +281,6 @@ class Program:
                 mounted BPF file system (EPERM).
             CapabilityError: (EPERM or EACCES) this process may not.
         """
-        _, lib = system.native()
         where = os.fspath(path)
         fd = self.fd
         result = _retried(lambda: lib.pykcm_bpf_pin(fd, _path(where)))
@@ -327,7 +322,6 @@ def _retried(call: Callable[[], int]) -> int:
 
 def _load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -> int:
     """Load, at first without a log; only a refusal is worth writing one.  Returns a descriptor."""
-    ffi, lib = system.native()
     kind = lib.BPF_PROG_TYPE_SOCKET_FILTER
     count = len(code) // isa.SIZE
 

@@ -1,28 +1,13 @@
-"""The way to bpf(2): the compiled module, and why the kernel may say no."""
+"""Why bpf(2) may say no to this process."""
 
 from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pykcm.errors import CapabilityError
 
-if TYPE_CHECKING:
-    from pykcm._native import _CompiledFFI, _Library
-
 _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}  # linux/capability.h
-
-
-def native() -> tuple[_CompiledFFI, _Library]:
-    """The compiled module's ffi and lib.
-
-    Raises:
-        UnavailableError: (ENOSYS) pykcm was built on a platform without bpf(2).
-    """
-    from pykcm.binding import ffi, lib
-
-    return ffi, lib
 
 
 def capabilities() -> frozenset[str]:

@@ -1,0 +1,91 @@
+"""What the BPF tests compare with: LLVM's assembler, and the table of RFC 9669's instructions."""
+
+from __future__ import annotations
+
+import functools
+import io
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from elftools.elf.elffile import ELFFile
+
+_VERSIONS = ("22", "19")
+_TABLE = Path(__file__).with_name("rfc9669.tsv")
+
+
+@functools.cache
+def tool(name: str) -> str:
+    """The newest of Debian's versions of a program of LLVM's that this machine has."""
+    for version in _VERSIONS:
+        if path := shutil.which(f"{name}-{version}"):
+            return path
+    raise AssertionError(f"{name}-19 is missing: install Debian's packages llvm-19 and clang-19")
+
+
+def llvm_version() -> int:
+    """The major version of the LLVM that is asked."""
+    return int(tool("llvm-mc").rpartition("-")[2])
+
+
+def llvm_assemble(lines: list[str], byteorder: Literal["little", "big"] = "little") -> bytes:
+    """What LLVM assembles the lines to, all in one run."""
+    result = subprocess.run(
+        [
+            tool("llvm-mc"),
+            *("-triple", "bpfel" if byteorder == "little" else "bpfeb"),
+            *("-mcpu=v4", "-filetype=obj", "-o", "-"),
+        ],
+        input="\n".join(lines).encode() + b"\n",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    section = ELFFile(io.BytesIO(result.stdout)).get_section_by_name(".text")
+    assert section is not None
+    return bytes(section.data())
+
+
+@dataclass(frozen=True)
+class Row:
+    """An instruction of the table.  A field that is None is free ("any")."""
+
+    opcode: int
+    src: int | None
+    offset: int | None
+    imm: int | None
+    group: str
+    llvm: int | None
+    text: str
+    llvm_text: str
+
+    @property
+    def slots(self) -> int:
+        return 2 if self.opcode in (0x00, 0x18) else 1
+
+
+@functools.cache
+def table() -> tuple[Row, ...]:
+    """rfc9669.tsv."""
+    rows = []
+    for line in _TABLE.read_text(encoding="ascii").splitlines():
+        if line.startswith("#"):
+            continue
+        opcode, src, offset, imm, group, llvm, text, *rest = line.split("\t")
+        fields = [None if field == "any" else int(field, 16) for field in (src, offset, imm)]
+        rows.append(
+            Row(
+                opcode=int(opcode, 16),
+                src=fields[0],
+                offset=fields[1],
+                imm=fields[2],
+                group=group,
+                llvm=None if llvm == "-" else int(llvm),
+                text=text,
+                llvm_text=rest[0] if rest else text,
+            )
+        )
+    return tuple(rows)
