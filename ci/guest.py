@@ -121,7 +121,7 @@ class Run:
         if not self.console.exists():
             return ""
         lines = self.console.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(line for line in lines[-30:] if line.strip())
+        return "\n".join(line for line in lines[-60:] if line.strip())
 
 
 @contextmanager
@@ -166,14 +166,15 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def execute(arguments: list[str], guest: Guest, extra_fds: tuple[int, ...] = ()) -> bool:
+def execute(arguments: list[str], guest: Guest, run: Run) -> bool:
     """Run the program that is the guest; False if it was ended for having run too long.
 
     Its output goes through pipes of ours: a guest may open its standard output anew, which
     would truncate a file there.
     """
     if guest.interactive:
-        process = subprocess.Popen(arguments, cwd=ROOT, pass_fds=extra_fds)
+        with run.console.open("wb") as console:
+            process = subprocess.Popen(arguments, cwd=ROOT, stderr=console)
         pumps = []
     else:
         try:
@@ -187,7 +188,6 @@ def execute(arguments: list[str], guest: Guest, extra_fds: tuple[int, ...] = ())
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=extra_fds,
         )
         assert process.stdout and process.stderr
         pumps = [

@@ -70,17 +70,23 @@ def boot(kernel: Kernel, guest: Guest, run: Run) -> bool:
             arguments += ["--overlay-rwdir", directory]
     if not kvm:
         arguments += ["--disable-kvm"]
-    # A kernel that panics ends QEMU. Its last words go to a second serial line.
-    for option in ("panic=-1", "console=ttyS1"):
+    # A kernel that panics ends QEMU.
+    for option in ("panic=-1", "console=hvc0", "loglevel=5"):
         arguments += ["--kopt", option]
     if guest.interactive:
         arguments += ["--shell", str(run.script)]
     else:
         arguments += ["--script-sh", f"sh {shlex.quote(str(run.script))}"]
-    arguments += ["--qemu-opts", "-no-reboot", "-serial", f"file:{run.console}"]
+    arguments += ["--qemu-opts", "-no-reboot"]
+    if not guest.interactive:
+        # The kernel's messages, apart from the command's output. An interactive guest has such a
+        # console from virtme-ng, on standard error.
+        arguments += ["-chardev", f"file,id=kernel,path={run.console}"]
+        arguments += ["-device", "virtio-serial-pci,id=kernel-bus"]
+        arguments += ["-device", "virtconsole,bus=kernel-bus.0,chardev=kernel"]
     if guest.icount:
         arguments += ["-icount", "shift=0,sleep=off"]
     elif not kvm:
         # Code translated once is kept; the default is too little for Python.
         arguments += ["-accel", "tcg,thread=multi,tb-size=512"]
-    return execute(arguments, guest)
+    return execute(arguments, guest, run)
