@@ -15,7 +15,7 @@ test: ## every test: the unit tests here, the kernel tests where there is KCM
 	@ci/test $(ARGS)
 
 shell: ## a shell where KCM works
-	@ci/run-kcm $${SHELL:-/bin/sh} $(ARGS)
+	@ci/run-kcm bash --norc $(ARGS)
 
 clean: ## remove what was built and fetched
 	rm -rf .venv .cache build reports pykcm/_native.c pykcm/*.so pykcm/*.o *.egg-info
