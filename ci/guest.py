@@ -8,6 +8,7 @@ exit status. So a status that is absent always means that the guest did not get 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -45,7 +46,8 @@ SCRIPT = """\
 export HOME=/root {environment}
 export PATH={root}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t bpf bpf /sys/fs/bpf
-mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
+[ ! -d /sys/kernel/tracing ] || mountpoint -q /sys/kernel/tracing ||
+    mount -t tracefs tracefs /sys/kernel/tracing
 cd {root}
 (exec {command})
 status=$?
@@ -109,12 +111,9 @@ class Run:
         log = self.directory / "dmesg"
         if not log.exists():
             return []
-        marks = ("BUG:", "WARNING:", "Oops", "general protection fault", "refcount_t")
-        return [
-            line
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-            if any(mark in line for mark in marks)
-        ]
+        fault = re.compile(r"BUG: |WARNING: (CPU|possible)|Oops|general protection|refcount_t: ")
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in lines if fault.search(line)]
 
     def last_words(self) -> str:
         """The end of what the kernel wrote on its console."""

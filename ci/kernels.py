@@ -223,19 +223,21 @@ def unpack(series: str, directory: Path) -> None:
     for deb in apt.download(packages, debs):
         run("dpkg-deb", "--extract", deb, directory)
     shutil.rmtree(debs)
-    # Only the image and the modules are wanted. Modules lie under usr/lib in newer packages.
+    # The modules lie in different places; bring them to the one where depmod looks.
     if not (directory / "lib").exists():
         (directory / "lib").symlink_to("usr/lib")
-
-
-def locate(series: str, directory: Path) -> Kernel:
     if SERIES[series].uml:
-        modules = directory / "usr" / "lib" / "uml" / "modules"
-        (release,) = (path.name for path in modules.iterdir())
-        return Kernel(directory / "usr" / "bin" / "linux.uml", modules, release)
+        (directory / "lib" / "modules").symlink_to("uml/modules")
+
+
+def locate(directory: Path) -> Kernel:
     modules = directory / "lib" / "modules"
     (release,) = (path.name for path in modules.iterdir())
-    images = [directory / "boot" / f"vmlinuz-{release}", modules / release / "vmlinuz"]
+    images = [
+        directory / "boot" / f"vmlinuz-{release}",
+        modules / release / "vmlinuz",
+        directory / "usr" / "bin" / "linux.uml",
+    ]
     return Kernel(next(image for image in images if image.exists()), modules, release)
 
 
@@ -249,22 +251,21 @@ def fetch(series: str, update: bool = False) -> Kernel:
         raise KernelUnavailableError(f"no kernel series {series!r}; there are {', '.join(SERIES)}")
     home = CACHE / "kernels" / series
     if not update and home.exists():
-        return locate(series, home)
+        return locate(home)
     with lock(CACHE / "kernels" / f"{series}.lock"):
         if update or not home.exists():
             scratch = Path(tempfile.mkdtemp(prefix=f"{series}.", dir=home.parent))
             try:
                 unpack(series, scratch)
-                kernel = locate(series, scratch)
-                if not SERIES[series].uml:
-                    run("depmod", "--basedir", scratch, kernel.release)
+                kernel = locate(scratch)
+                run("depmod", "--basedir", scratch, kernel.release)
                 scratch.chmod(0o755)
                 shutil.rmtree(home, ignore_errors=True)
                 scratch.rename(home)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             say(f"{series}: {kernel.release} is ready")
-    return locate(series, home)
+    return locate(home)
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ import signal
 import sys
 from types import FrameType
 
-from ci import qemu
+from ci import qemu, uml
 from ci.guest import GUEST_FAILED, TIMED_OUT, Guest, new_run
 from ci.kernels import DEFAULT_SERIES, SERIES, KernelUnavailableError, fetch
 
@@ -46,6 +46,8 @@ def parse() -> argparse.Namespace:
         del parsed.command[0]
     if not parsed.command:
         parser.error("no COMMAND")
+    if SERIES[parsed.kernel].uml and (parsed.icount or (parsed.cpus or 1) > 1):
+        parser.error(f"kernel {parsed.kernel} is a process: one CPU, and no --icount")
     return parsed
 
 
@@ -73,7 +75,8 @@ def main() -> int:
     with new_run() as run:
         run.write_script(guest.command)
         say(f"booting {kernel.release}")
-        in_time = qemu.boot(kernel, guest, run)
+        boot = uml.boot if SERIES[arguments.kernel].uml else qemu.boot
+        in_time = boot(kernel, guest, run)
         status = run.status()
         for line in run.kernel_complaints():
             say(f"the kernel said: {line}")
