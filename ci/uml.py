@@ -19,7 +19,7 @@ INIT = """\
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-mount -t debugfs debug /sys/kernel/debug
+[ ! -d /sys/kernel/debug ] || mount -t debugfs debug /sys/kernel/debug
 mountpoint -q /dev || mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
@@ -88,7 +88,7 @@ def boot(kernel: Kernel, guest: Guest, run: Run) -> bool:
     init.chmod(0o755)
     arguments = [str(kernel.image), f"mem={guest.memory}M", "quiet", "ro"]
     arguments += ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", f"init={init}"]
-    arguments += ["panic=-1", "con=null", "ssl=null"]
+    arguments += ["panic=-1", "con=null", "ssl=null", f"uml_dir={run.directory}/"]
     if guest.interactive:
         arguments += ["con0=fd:0,fd:1"]
         redirect = ""
