@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,13 +16,7 @@ from pykcm import bpf, kernel, loopback
 from pykcm.cli.demo import DOCUMENTED
 from pykcm.errors import AttachError, KCMOSError, MessageTruncated
 
-FRAMING = pykcm.LengthField(offset=0, size=4, adjustment=4, min_length=4)
-
-Pair = tuple[socket.socket, socket.socket]
-
-
-def message(body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + body
+from .connections import FRAMING, Pair, message
 
 
 @pytest.fixture

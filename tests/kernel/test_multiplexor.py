@@ -1,0 +1,484 @@
+"""Multiplexor on a real kernel: transports come, die and go, and no message is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import pykcm
+from pykcm import Multiplexor, Reason, TransportError, kernel, loopback, statistics
+from pykcm.draining import unparsed
+from pykcm.errors import AttachError, Disconnected, KCMOSError
+
+from .connections import FRAMING, PATIENCE, Pair, eventually, message, reset
+
+Reports = list[tuple[object, TransportError]]
+
+
+@pytest.fixture
+def mux() -> Iterator[Multiplexor]:
+    with Multiplexor(FRAMING) as multiplexor:
+        yield multiplexor
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[], Pair]]:
+    opened: list[socket.socket] = []
+
+    def new() -> Pair:
+        pair = loopback.connection()
+        opened.extend(pair)
+        return pair
+
+    yield new
+    for tcp in opened:
+        tcp.close()
+
+
+@pytest.fixture
+def reports(mux: Multiplexor) -> Reports:
+    found: Reports = []
+    mux.on_disconnect = lambda tcp, error: found.append((tcp, error))
+    return found
+
+
+def write_and_close(tcp: socket.socket, messages: list[bytes]) -> threading.Thread:
+    def run() -> None:
+        tcp.sendall(b"".join(messages))
+        tcp.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def receive_all(mux: Multiplexor) -> tuple[list[bytes], Disconnected]:
+    received: list[bytes] = []
+    while True:
+        try:
+            received += mux.recv_many(timeout=PATIENCE)
+        except Disconnected as error:
+            return received, error
+
+
+class TestTheEnd:
+    def test_no_end_of_file_in_the_kernel(self, connect: Callable[[], Pair]) -> None:
+        """A KCM socket does not tell that its last transport is gone; pykcm's Multiplexor does."""
+        near, far = connect()
+        with kernel.open_socket() as raw, FRAMING.load() as program:
+            kernel.attach(raw.fileno(), near.fileno(), program.fd)
+            far.close()
+            raw.settimeout(1)
+            with pytest.raises(TimeoutError):
+                raw.recv(100)
+
+    def test_disconnected_comes_after_the_last_message(
+        self, mux: Multiplexor, connect: Callable[[], Pair], reports: Reports
+    ) -> None:
+        near, far = connect()
+        # So small that most of it is still in TCP when the peer has closed.
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        messages = [message(struct.pack(">I", i) + bytes(i % 700)) for i in range(10_000)]
+        mux.attach(near, any_buffer=True)
+        writer = write_and_close(far, messages)
+        time.sleep(1)
+        received, error = receive_all(mux)
+        writer.join()
+        assert received == messages
+        assert [(tcp, report.reason, report.cut) for tcp, report in reports] == [
+            (near, Reason.PEER_CLOSED, 0)
+        ]
+        assert error.errno == errno.EPIPE
+        assert mux.transports == []
+
+    def test_several_connections(self, mux: Multiplexor, connect: Callable[[], Pair]) -> None:
+        writers = []
+        sent = []
+        for number in range(8):
+            near, far = connect()
+            messages = [message(bytes([number]) * size) for size in range(1, 500)]
+            sent += messages
+            mux.attach(near)
+            writers.append(write_and_close(far, messages))
+        received, _ = receive_all(mux)
+        for writer in writers:
+            writer.join()
+        assert sorted(received) == sorted(sent)
+        assert len(list(mux.disconnections())) == 8
+
+    def test_new_transports_while_traffic_flows(
+        self, mux: Multiplexor, connect: Callable[[], Pair], reports: Reports
+    ) -> None:
+        near, far = connect()
+        mux.attach(near)
+        far.sendall(message(b"one"))
+        assert mux.recv(PATIENCE) == message(b"one")
+        other_near, other_far = connect()
+        mux.attach(other_near)
+        far.close()
+        other_far.sendall(message(b"two"))
+        assert mux.recv(PATIENCE) == message(b"two")
+        with pytest.raises(TimeoutError):
+            mux.recv(0.5)
+        assert [tcp for tcp, _ in reports] == [near]
+        assert mux.transports == [other_near]
+        assert [tcp for tcp, _ in mux.disconnections()] == [near]
+        assert list(mux.disconnections()) == []
+
+    def test_without_any_transport(self, mux: Multiplexor) -> None:
+        with pytest.raises(Disconnected) as info:
+            mux.recv(PATIENCE)
+        assert info.value.errno == errno.ENOTCONN
+
+    def test_messages_keep_their_order(self, mux: Multiplexor, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        mux.attach(near)
+        messages = [message(struct.pack(">I", i) + bytes(3000)) for i in range(2000)]
+        writer = write_and_close(far, messages)
+        writer.join(0.2)
+        received, _ = receive_all(mux)
+        writer.join()
+        assert [m[:8] for m in received] == [m[:8] for m in messages]
+
+
+class TestReasons:
+    def ended(self, mux: Multiplexor, reports: Reports) -> TransportError:
+        with pytest.raises(Disconnected):
+            mux.recv(PATIENCE)
+        assert len(reports) == 1
+        return reports[0][1]
+
+    def test_reset(self, mux: Multiplexor, connect: Callable[[], Pair], reports: Reports) -> None:
+        near, far = connect()
+        mux.attach(near)
+        reset(far)
+        assert self.ended(mux, reports).reason is Reason.RESET
+
+    def test_cut_in_mid_message(
+        self, mux: Multiplexor, connect: Callable[[], Pair], reports: Reports
+    ) -> None:
+        near, far = connect()
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        mux.attach(near)
+        far.sendall(message(b"whole") + message(bytes(1000))[:500])
+        assert mux.recv(PATIENCE) == message(b"whole")
+        # The kernel has taken the beginning; what follows shows that the message was cut.
+        far.sendall(bytes(100))
+        eventually(lambda: unparsed(near.fileno()) == 100)
+        far.close()
+        report = self.ended(mux, reports)
+        assert report.reason is Reason.PEER_CLOSED
+        assert report.cut == 100
+
+    def test_oversize(
+        self, mux: Multiplexor, connect: Callable[[], Pair], reports: Reports
+    ) -> None:
+        near, far = connect()
+        mux.attach(near)
+        far.sendall(message(b"good") + struct.pack(">I", 1 << 30) + message(b"never seen"))
+        assert mux.recv(PATIENCE) == message(b"good")
+        report = self.ended(mux, reports)
+        assert (report.reason, report.errno) == (Reason.OVERSIZE, errno.EMSGSIZE)
+
+    def test_bad_header(self, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        framing = pykcm.LengthField(offset=2, size=2, adjustment=4, magic=b"OK", max_length=60_000)
+        with Multiplexor(framing) as mux:
+            mux.attach(near)
+            far.sendall(b"OK\0\1!" + b"NO\0\1!")
+            assert mux.recv(PATIENCE) == b"OK\0\1!"
+            with pytest.raises(Disconnected):
+                mux.recv(PATIENCE)
+            ((_, report),) = mux.disconnections()
+            assert (report.reason, report.errno) == (Reason.BAD_HEADER, errno.EBADMSG)
+
+    def test_assembly_timeout(
+        self, mux: Multiplexor, connect: Callable[[], Pair], reports: Reports
+    ) -> None:
+        near, far = connect()
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 200_000))
+        mux.attach(near)
+        far.sendall(message(bytes(100))[:50])
+        report = self.ended(mux, reports)
+        assert (report.reason, report.errno) == (Reason.ASSEMBLY_TIMEOUT, errno.ETIMEDOUT)
+
+
+class TestDetach:
+    def test_what_has_arrived_stays_to_be_received(
+        self, mux: Multiplexor, connect: Callable[[], Pair]
+    ) -> None:
+        near, far = connect()
+        mux.attach(near)
+        messages = [message(bytes(10_000)) for _ in range(100)]
+        far.sendall(b"".join(messages))
+        mux.detach(near)
+        assert mux.transports == []
+        assert [mux.recv(0) for _ in messages] == messages
+        far.sendall(b"plain")
+        near.settimeout(PATIENCE)
+        assert near.recv(10) == b"plain"
+
+    def test_the_kernel_drops_what_waits(self, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        before = statistics.totals().multiplexors["rx_ready_drops"]
+        with kernel.open_socket() as raw, FRAMING.load() as program:
+            raw.setsockopt(pykcm.binding.lib.SOL_KCM, pykcm.binding.lib.KCM_RECV_DISABLE, 1)
+            kernel.attach(raw.fileno(), near.fileno(), program.fd)
+            far.sendall(message(b"complete"))
+            eventually(lambda: unparsed(near.fileno()) == 0)
+            kernel.unattach(raw.fileno(), near.fileno())
+            raw.setsockopt(pykcm.binding.lib.SOL_KCM, pykcm.binding.lib.KCM_RECV_DISABLE, 0)
+            raw.settimeout(1)
+            with pytest.raises(TimeoutError):
+                raw.recv(100)
+        assert statistics.totals().multiplexors["rx_ready_drops"] == before + 1
+
+    def test_sent_messages_get_out_first(
+        self, mux: Multiplexor, connect: Callable[[], Pair]
+    ) -> None:
+        near, far = connect()
+        mux.attach(near)
+        sent = message(bytes(200_000))
+        for _ in range(10):
+            mux.send(sent)
+        received = bytearray()
+
+        def read() -> None:
+            while len(received) < 10 * len(sent):
+                received.extend(far.recv(1 << 20))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        mux.detach(near)
+        reader.join(PATIENCE)
+        assert bytes(received) == sent * 10
+
+    def test_what_is_not_attached(self, mux: Multiplexor, connect: Callable[[], Pair]) -> None:
+        with pytest.raises(AttachError) as info:
+            mux.detach(connect()[0])
+        assert info.value.errno == errno.ENOENT
+
+
+class TestSending:
+    def test_refused_without_transport(self, mux: Multiplexor) -> None:
+        with pytest.raises(Disconnected):
+            mux.send(message(b"x"))
+
+    def test_refused_after_the_last_has_gone(
+        self, mux: Multiplexor, connect: Callable[[], Pair]
+    ) -> None:
+        near, far = connect()
+        mux.attach(near)
+        far.close()
+        with pytest.raises(Disconnected):
+            while True:
+                mux.send(message(bytes(1000)))
+
+    def test_queued_until_a_transport_comes(self, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        with Multiplexor(FRAMING, without_transport="queue") as mux:
+            mux.send(message(b"waits"))
+            assert mux.unsent == len(message(b"waits"))
+            mux.attach(near)
+            far.settimeout(PATIENCE)
+            assert far.recv(100) == message(b"waits")
+
+    def test_blocked_send_ends_with_the_last_transport(
+        self, mux: Multiplexor, connect: Callable[[], Pair]
+    ) -> None:
+        near, far = connect()
+        mux.attach(near)
+        closer = threading.Timer(1, reset, [far])
+        closer.start()
+        with pytest.raises(Disconnected):
+            while True:
+                mux.send(message(bytes(60_000)), timeout=PATIENCE)
+        closer.join()
+        with pytest.warns(pykcm.UnsentWarning):
+            mux.close(0)
+
+    def test_a_dead_transport_s_messages_go_by_another(
+        self, mux: Multiplexor, connect: Callable[[], Pair]
+    ) -> None:
+        near, far = connect()
+        other_near, other_far = connect()
+        mux.attach(near)
+        mux.attach(other_near)
+        reset(far)
+        for number in range(20):
+            mux.send(message(bytes([number])))
+        other_far.settimeout(PATIENCE)
+        received = b""
+        while len(received) < 20 * 5:
+            received += other_far.recv(1000)
+        assert received == b"".join(message(bytes([number])) for number in range(20))
+
+
+class TestWorkers:
+    def test_the_parent_watches_while_workers_receive(
+        self, mux: Multiplexor, connect: Callable[[], Pair]
+    ) -> None:
+        near, far = connect()
+        mux.attach(near)
+        with mux.clone() as worker:
+            with pytest.raises(KCMOSError):
+                mux.wait_disconnection(0)
+            mux.socket.recv_disabled = True
+            # More than the worker's own buffer takes, so that the rest waits in TCP.
+            messages = [message(struct.pack(">I", i) + bytes(5_000)) for i in range(300)]
+            writer = write_and_close(far, messages)
+            tcp, error = mux.wait_disconnection(PATIENCE)
+            writer.join()
+            assert (tcp, error.reason, error.cut) == (near, Reason.PEER_CLOSED, 0)
+            worker.settimeout(PATIENCE)
+            received = [worker.recv() for _ in messages]
+            assert sorted(received) == messages
+            with pytest.raises(BlockingIOError):
+                worker.recv(None, socket.MSG_DONTWAIT)
+
+    def test_a_dead_worker_s_queue_goes_to_the_others(
+        self, mux: Multiplexor, connect: Callable[[], Pair]
+    ) -> None:
+        near, far = connect()
+        mux.attach(near)
+        mux.socket.recv_disabled = True
+        worker = mux.clone()
+        messages = [message(struct.pack(">I", i)) for i in range(50)]
+        far.sendall(b"".join(messages))
+        pid = os.fork()
+        if pid == 0:
+            # Takes one message, and dies with the others in its queue.
+            worker.recv()
+            os.kill(os.getpid(), 9)
+        worker.close()
+        os.waitpid(pid, 0)
+        mux.socket.recv_disabled = False
+        received = [mux.recv(PATIENCE) for _ in range(49)]
+        assert len(set(received)) == 49
+        assert set(received) < set(messages)
+
+    def test_use_after_fork(self, mux: Multiplexor, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        mux.attach(near)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                mux.recv(0)
+            except KCMOSError as error:
+                mux.close()
+                os._exit(0 if error.errno == errno.EPERM else 1)
+            os._exit(2)
+        assert os.waitpid(pid, 0)[1] == 0
+        far.sendall(message(b"the parent's"))
+        assert mux.recv(PATIENCE) == message(b"the parent's")
+
+    def test_nothing_is_left_in_the_kernel(self) -> None:
+        eventually(lambda: statistics.multiplexors() == [])
+
+
+class TestClosing:
+    def test_the_kernel_throws_the_queue_away(self, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        with kernel.open_socket() as raw, FRAMING.load() as program:
+            kernel.attach(raw.fileno(), near.fileno(), program.fd)
+            raw.setblocking(False)
+            sent = 0
+            while sent < 3_000_000:
+                try:
+                    sent += raw.send(message(bytes(99_996)))
+                except BlockingIOError:
+                    break
+        received = 0
+        far.settimeout(PATIENCE)
+        try:
+            while data := far.recv(1 << 20):
+                received += len(data)
+        except ConnectionResetError:
+            pass
+        assert received < sent
+
+    def test_leaving_the_block_flushes(self, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        sent = message(bytes(99_996))
+        received = bytearray()
+
+        def read() -> None:
+            time.sleep(0.5)
+            while len(received) < 30 * len(sent):
+                received.extend(far.recv(1 << 16))
+
+        reader = threading.Thread(target=read)
+        with Multiplexor(FRAMING, linger=PATIENCE) as mux:
+            mux.attach(near)
+            reader.start()
+            for _ in range(30):
+                mux.send(sent)
+        reader.join(PATIENCE)
+        assert bytes(received) == sent * 30
+
+    def test_what_is_lost_is_said(self, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        kcm = pykcm.KCMSocket()
+        kcm.attach(near, FRAMING)
+        kcm.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                kcm.send(message(bytes(99_996)))
+        with pytest.raises(TimeoutError, match=r"\d+ bytes"):
+            kcm.flush(0.1)
+        left = kcm.unsent
+        with pytest.warns(pykcm.UnsentWarning, match=f"{left} bytes"):
+            kcm.close(0)
+        del far
+
+    def test_hand_over_closes(self, mux: Multiplexor, connect: Callable[[], Pair]) -> None:
+        near, far = connect()
+        mux.attach(near, hand_over=True)
+        far.close()
+        with pytest.raises(Disconnected):
+            mux.recv(PATIENCE)
+        assert near.fileno() == -1
+
+    def test_a_closed_multiplexor(self, mux: Multiplexor) -> None:
+        mux.close()
+        mux.close()
+        with pytest.raises(KCMOSError) as info:
+            mux.recv(0)
+        assert info.value.errno == errno.EBADF
+
+
+def test_cycles_leave_nothing_behind() -> None:
+    def cycle() -> None:
+        near, far = loopback.connection()
+        with near, far, Multiplexor(FRAMING) as mux:
+            mux.attach(near)
+            far.sendall(message(b"question"))
+            assert mux.recv(PATIENCE) == message(b"question")
+            mux.send(message(b"answer"))
+            far.settimeout(PATIENCE)
+            assert far.recv(100) == message(b"answer")
+            mux.detach(near)
+            reset(far)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    for _ in range(100):
+        cycle()
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    memory = resident()
+    log = Path("/dev/kmsg")
+    for _ in range(1000):
+        cycle()
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert resident() - memory < 4 << 20
+    assert log.exists()
+    eventually(lambda: statistics.multiplexors() == [])
