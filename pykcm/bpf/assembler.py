@@ -92,7 +92,8 @@ class _StatementError(Exception):
 class _Block:
     """The text, or a macro's text at one place of its use; labels are known inside it."""
 
-    lines: list[str]
+    lines: list[str]  # without comments
+    source: list[str]  # with them, for errors to show
     macro: str = ""
     user: _Place | None = None  # where the macro was used
     labels: dict[str, int] = field(default_factory=dict)
@@ -160,7 +161,7 @@ class _Assembler:
         self.jumps: list[_Jump] = []
         self.seconds: set[int] = set()  # second slots of 64-bit loads
         # The statement at hand: the line's tokens with "" after the last, and the next one.
-        self.block = _Block([])
+        self.block = _Block([], [])
         self.line = 0
         self.tokens: list[str] = [""]
         self.start = self.at = 0
@@ -176,9 +177,9 @@ class _Assembler:
                 f"takes no program of more than {isa.MAX_INSTRUCTIONS} instructions",
                 isa.MAX_INSTRUCTIONS + 1,
             )
-        self._read(_Block(_uncommented(text).split("\n")))
+        self._read(_Block(_uncommented(text).split("\n"), text.split("\n")))
         if not self.code:
-            raise AssemblyError("line 1: the text has no instruction", 1, 1)
+            raise _shown(text.split("\n", maxsplit=1)[0], 1, 1, "the text has no instruction")
         for jump in self.jumps:
             self._resolve(jump)
         return Assembly(isa.encode(self.code, byteorder), self.lines)
@@ -598,9 +599,9 @@ class _Assembler:
             if block.macro == name:
                 raise _StatementError(self.at, f"the macro {name} uses itself")
             block = block.user.block if block.user else None
-        text = _uncommented(self.macros[name].replace("$dst", f"r{dst}"))
+        text = self.macros[name].replace("$dst", f"r{dst}")
         saved = self.block, self.line, self.tokens, self.at + 1
-        self._read(_Block(text.split("\n"), name, place))
+        self._read(_Block(_uncommented(text).split("\n"), text.split("\n"), name, place))
         self.block, self.line, self.tokens, self.at = saved
 
     # ---- the other statements ----
@@ -683,14 +684,14 @@ class _Assembler:
         """`call 113`, `call bpf_probe_read_kernel`, that with `#113` after it, `call function`."""
         tokens, at = self.tokens, self.at
         token = tokens[at]
-        if token in ("+", "-", "pc") and tokens[at + 1] != "":
+        if token == "pc":
             self._jump_target(in_imm=True)
             self._emit(isa.CALL_IMM, 0, isa.CALL_LOCAL)
         elif tokens[at : at + 4] == ["kernel", "-", "function", "#"]:
             self.at += 4
             number = self._ranged(0, _S32_MAX, "the BTF id")
             self._emit(isa.CALL_IMM, 0, isa.CALL_BTF, 0, number)
-        elif self._is_value():
+        elif self._is_value() and token not in ("+", "-"):
             number = self._ranged(0, _S32_MAX, "the helper's number")
             self._emit(isa.CALL_IMM, 0, isa.CALL_HELPER, 0, number)
         elif _NAME.fullmatch(token) and token not in _RESERVED:
@@ -707,7 +708,7 @@ class _Assembler:
                 # Whether the name is a label is known at the end of the text only.
                 self._emit(isa.CALL_IMM, 0, isa.CALL_LOCAL)
         else:
-            self._fail("a helper's name or number, or a label")
+            self._fail("a helper's name or number, a label, or pc+N")
 
     def _callx(self) -> None:
         self._emit(isa.CALL_REGISTER, self._register())
@@ -838,14 +839,15 @@ def _outermost(place: _Place) -> _Place:
 def _error(place: _Place, message: str) -> AssemblyError:
     """The error for a place: in the user's own text, whatever macros lie between."""
     while place.block.user:
-        line = place.block.lines[place.line].strip()
+        line = place.block.source[place.line].strip()
         where = f"in the macro {place.block.macro}, its line {place.line + 1} `{line[:_SHOWN]}`"
         message = f"{where}: {message}"
         place = place.block.user
     line = place.block.lines[place.line]
     starts = [match.start() for match in _TOKEN.finditer(line)]
     starts.append(len(line.rstrip()))
-    return _shown(line, place.line + 1, starts[min(place.token, len(starts) - 1)] + 1, message)
+    column = starts[min(place.token, len(starts) - 1)] + 1
+    return _shown(place.block.source[place.line], place.line + 1, column, message)
 
 
 def _shown(line: str, number: int, column: int, message: str) -> AssemblyError:

@@ -165,7 +165,7 @@ class _Disassembler:
         """The target's label, or the distance as long as there is none."""
         target = slot + 1 + distance
         self.jumps.append((slot, target, is_call))
-        return self.labels.get(target, f"{distance:+d}")
+        return self.labels.get(target, f"pc{distance:+d}")
 
     def load_imm64(self, slot: int, code: Instruction) -> str:
         _zero(slot, offset=code.offset)
