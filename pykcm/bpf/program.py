@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from pykcm.binding import ffi, lib
-from pykcm.bpf import assembler, system, verifier
+from pykcm.bpf import assembler, elf, system, verifier
 from pykcm.bpf import instructions as isa
 from pykcm.bpf.disassembler import disassemble_slot
 from pykcm.errors import BPFError, UnavailableError, VerifierError
@@ -128,6 +128,26 @@ class Program:
                 f"the program's name {name[:40]!r} is not up to 15 letters, digits, '_' and '.'",
             )
         return cls(_load(bytes(code), licence, name, text, lines))
+
+    @classmethod
+    def from_elf(cls, path: str | os.PathLike[str], section: str | None = None) -> Program:
+        """Load the program of an object that `clang -target bpf` wrote.  Needs pyelftools.
+
+        Its licence is what the object's section "license" says, its name the function's.
+
+        Args:
+            path: the object file.
+            section: the program's section; by default "socket", "socket_kcm" or "socket/…".
+
+        Raises:
+            BPFError: the file can't be read (its errno), is no BPF object for this host (ENOEXEC),
+                has no such section or more than one (ENOENT, EINVAL), or has something in it that
+                pykcm does not support (EOPNOTSUPP): maps, global variables, functions elsewhere.
+            UnavailableError: (ENOPKG) pyelftools is missing; (ENOSYS) no bpf(2).
+            VerifierError, CapabilityError: as of `load`.
+        """
+        found = elf.read(path, section)
+        return cls.load(found.code, found.license, found.name)
 
     @classmethod
     def from_pin(cls, path: str | os.PathLike[str]) -> Program:
