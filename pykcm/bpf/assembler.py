@@ -234,6 +234,8 @@ class _Assembler:
         elif first not in ("", ";"):
             if tokens[at + 1] in isa.ALU_OPERATORS or tokens[at + 1] == "=":
                 self._fail("a register, r0 to r10 or w0 to w10")
+            if at and tokens[at - 1] == ";":
+                self._fail("an instruction after the ';' (a comment starts with '#' or '//')")
             self._fail("an instruction")
 
     def _label(self, name: str) -> None:

@@ -186,7 +186,7 @@ class _Object:
         if section is None:
             raise self.error(
                 errno.EINVAL,
-                'has no section \'license\': char license[] SEC("license") = "Dual MIT/GPL";',
+                'has no section \'license\': char _license[] SEC("license") = "Dual MIT/GPL";',
             )
         return str(section.data().split(b"\0")[0].decode("utf-8", "replace"))
 

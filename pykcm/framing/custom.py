@@ -20,8 +20,8 @@ class CustomFraming(Framing):
     The text is that of `pykcm.bpf.assemble`.  One line of it learns where in the skb the message
     begins, on every kernel, and keeps the context in r6; it clobbers r0 to r5 and r10-8 to r10-1:
 
-        r7 = message_offset                  ; r7, r8 or r9
-        r0 = *(u16 *)skb[r7 + 2]             ; big-endian; past the end: result 0, "wait"
+        r7 = message_offset                  # r7, r8 or r9
+        r0 = *(u16 *)skb[r7 + 2]             # big-endian; past the end: result 0, "wait"
         r0 += 4
         exit
 

@@ -83,6 +83,7 @@ ERRORS = [
     ("r0 = 1 r1", 1, 8, "expected the end of the statement, found 'r1'"),
     ("r0 = r1 + 4", 1, 9, "on a line of its own"),
     ("mov r0, r1", 1, 1, "expected an instruction, found 'mov'"),
+    ("r0 = 1  ; one", 1, 11, "(a comment starts with '#' or '//'), found 'one'"),
     ("r0 =\nexit", 1, 5, "found the end of the line"),
     ("r0 ? 1", 1, 4, "expected '=' or an operator"),
     ("r0 = 010", 1, 6, "expected a number or a constant such as 10"),

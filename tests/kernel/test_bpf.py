@@ -1,0 +1,56 @@
+"""Delineation programs that were not written by a Framing, on a real kernel: by hand and from C."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pykcm
+from pykcm import bpf, loopback
+from pykcm.delineation import find_strategy
+from tests.kernel.connections import message
+from tests.unit.test_bpf_elf import SOURCES, compiled
+
+BY_HAND = """
+    r7 = message_offset
+    r0 = *(u32 *)skb[r7 + 0]
+    r0 += HEADER
+    exit
+"""
+MESSAGES = [message(bytes([size & 255]) * size) for size in (10, 20, 5, 300, 7, 1000, 3, 0)]
+
+
+def received(program: bpf.Program) -> list[bytes]:
+    """Messages that are in one segment when the program is attached, as KCM delivers them."""
+    near, far = loopback.connection()
+    with near, far, pykcm.KCMSocket() as sock:
+        sock.settimeout(30)
+        far.sendall(b"".join(MESSAGES))
+        sock.attach(near, program)
+        return [sock.recv() for _ in MESSAGES]
+
+
+def test_the_line_for_the_offset_is_right_in_a_program_by_hand() -> None:
+    lines = find_strategy().lines()
+    with bpf.Program.load(BY_HAND, message_offset=lines, HEADER=4) as program:
+        assert received(program) == MESSAGES
+
+
+def test_the_same_from_c(tmp_path: Path) -> None:
+    if find_strategy().name != "probe":
+        pytest.skip("the C program is for kernels that need bpf_probe_read_kernel: 5.16 and later")
+    with bpf.Program.from_elf(compiled(SOURCES / "message_offset.c", tmp_path)) as program:
+        assert received(program) == MESSAGES
+
+
+def test_a_pinned_program_is_attached_by_path(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(tmp_path)], check=True)
+    try:
+        with bpf.Program.load(BY_HAND, message_offset=find_strategy().lines(), HEADER=4) as program:
+            program.pin(tmp_path / "framing")
+        with bpf.Program.from_pin(tmp_path / "framing") as program:
+            assert received(program) == MESSAGES
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
