@@ -55,36 +55,40 @@ def drain(kcm: KCMSocket, tcp_fd: int, take: Callable[[], int] | None = None) ->
     Raises:
         OSError: no descriptors or no memory are left.
     """
-    done = False
-    left = 0
-    while not done:
-        with contextlib.nullcontext() if take else _room(kcm):
+    while True:
+        with contextlib.ExitStack() as stack:
+            clone = None if take else stack.enter_context(_roomy_clone(kcm))
             left = unparsed(tcp_fd)
             if take:
                 take()
-            done = left == 0
-            if not done:
+            if left:
                 # Either the kernel has not come round to the bytes yet, or they are no message.
                 _barrier()
-                done = unparsed(tcp_fd) == left and not (take and take())
-    with _room(kcm):
-        return left
+                moved = unparsed(tcp_fd) != left
+                if moved or (take and take()) or (clone and not _has_room(clone)):
+                    continue
+        # Whatever became complete while all sockets were busy.
+        with _roomy_clone(kcm):
+            return left
 
 
 @contextlib.contextmanager
-def _room(kcm: KCMSocket) -> Iterator[None]:
-    """Make sure that no complete message waits for a KCM socket with room.
+def _roomy_clone(kcm: KCMSocket) -> Iterator[KCMSocket]:
+    """A clone that waits for messages: so no complete message waits for a socket with room.
 
     A fresh clone takes what waits.  One that has room left shows that there was no more.  When the
     clones are closed, the kernel gives what they took to other sockets, or keeps it for them.
     """
     with contextlib.ExitStack() as stack:
-        while True:
+        clone = stack.enter_context(kcm.clone())
+        while not _has_room(clone):
             clone = stack.enter_context(kcm.clone())
-            memory = clone.memory()
-            if memory[_SK_MEMINFO_RMEM_ALLOC] < memory[_SK_MEMINFO_RCVBUF]:
-                break
-        yield
+        yield clone
+
+
+def _has_room(kcm: KCMSocket) -> bool:
+    memory = kcm.memory()
+    return memory[_SK_MEMINFO_RMEM_ALLOC] < memory[_SK_MEMINFO_RCVBUF]
 
 
 def _barrier() -> None:

@@ -75,7 +75,7 @@ def receive_message(fd: int, buffers: Sequence[Buffer], flags: int = 0) -> tuple
 
 
 def receive_many(
-    fd: int, buffer: bytearray, room: int, count: int, flags: int = 0
+    fd: int, buffer: Buffer, room: int, count: int, flags: int = 0
 ) -> list[tuple[int, int]]:
     """One recvmmsg of at most lib.PYKCM_BATCH messages; it waits for the first alone.
 
@@ -94,7 +94,7 @@ def receive_many(
             lib.pykcm_recvmmsg(
                 fd,
                 memory,
-                len(buffer),
+                len(memory),
                 room,
                 count,
                 flags | lib.MSG_WAITFORONE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import socket as _socket
 import struct
@@ -87,7 +88,7 @@ class KCMSocket(_socket.socket):
         if max_message_size < 1:
             raise ValueError(f"max_message_size must be at least 1, not {max_message_size}")
         self.max_message_size = max_message_size
-        self._buffers: list[bytearray] = []
+        self._buffers: list[mmap.mmap] = []
         self._message_open = False
         try:
             super().__init__(lib.AF_KCM, type, lib.KCMPROTO_CONNECTED, _fileno)
@@ -385,14 +386,16 @@ class KCMSocket(_socket.socket):
                 )
         return messages
 
-    def _take_buffer(self, size: int) -> bytearray:
+    def _take_buffer(self, size: int) -> mmap.mmap:
         # Buffers are kept, since fresh ones cost page faults; a list's pop is atomic, so that two
         # threads never share one.
-        try:
+        with contextlib.suppress(IndexError):
             buffer = self._buffers.pop()
-        except IndexError:
-            return bytearray(size)
-        return buffer if len(buffer) >= size else bytearray(size)
+            if len(buffer) >= size:
+                return buffer
+        # A mapping, since nothing touches its pages before a message does; private, since a fork
+        # would share it.
+        return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def _when_readable(self, call: Callable[[], T], flags: int) -> T:
         timeout = self.gettimeout()

@@ -14,7 +14,7 @@ Pair = tuple[socket.socket, socket.socket]
 FRAMING = pykcm.LengthField(offset=0, size=4, adjustment=4, min_length=4)
 
 # Seconds that anything may take here: the guest is emulated, and its host may be busy.
-PATIENCE = 60.0
+PATIENCE = 30.0
 
 
 def message(body: bytes) -> bytes:
