@@ -124,13 +124,14 @@ class _Object:
         symbols: Any = self.elf.get_section_by_name(".symtab")
         if symbols is None:
             raise self.error(errno.ENOEXEC, "has no symbols")
-        name = self.function(index, section.name, symbols)
+        called = set()
         sections: Any = self.elf.iter_sections()
         for other in sections:
             if other["sh_type"] in ("SHT_REL", "SHT_RELA") and other["sh_info"] == index:
                 for relocation in other.iter_relocations():
                     symbol = symbols.get_symbol(relocation["r_info_sym"])
-                    self.relocate(code, index, relocation, symbol)
+                    called.add(self.relocate(code, index, relocation, symbol))
+        name = self.function(index, section.name, symbols, called)
         return ObjectProgram(section.name, name, self.license(), bytes(code))
 
     def section(self, wanted: str | None) -> tuple[int, Any]:
@@ -163,23 +164,23 @@ class _Object:
             )
         return found[fitting[0]]
 
-    def function(self, index: int, section: str, symbols: Any) -> str:
-        """The name of the one function that is the section's program."""
-        functions = [
-            symbol
+    def function(self, index: int, section: str, symbols: Any, called: set[int]) -> str:
+        """The name of the section's program: its first function, if the others are its own."""
+        functions = {
+            symbol["st_value"]: str(symbol.name)
             for symbol in symbols.iter_symbols()
             if symbol["st_shndx"] == index
             and symbol["st_info"]["type"] == "STT_FUNC"
             and symbol["st_info"]["bind"] != "STB_LOCAL"
-        ]
-        if len(functions) != 1 or functions[0]["st_value"] != 0:
-            names = ", ".join(symbol.name for symbol in functions) or "none"
+        }
+        if 0 not in functions or functions.keys() - called - {0}:
+            names = ", ".join(functions.values()) or "none"
             raise self.error(
                 errno.EOPNOTSUPP,
-                f"must have one function that is not static, at the start of section {section!r}; "
-                f"there are: {names}",
+                f"must have one program at the start of section {section!r}, and other functions "
+                f"in it only if that calls them; there are: {names}",
             )
-        return re.sub(r"[^A-Za-z0-9_.]", "_", str(functions[0].name))[:15]
+        return re.sub(r"[^A-Za-z0-9_.]", "_", functions[0])[:15]
 
     def license(self) -> str:
         section = self.elf.get_section_by_name("license")
@@ -190,8 +191,11 @@ class _Object:
             )
         return str(section.data().split(b"\0")[0].decode("utf-8", "replace"))
 
-    def relocate(self, code: bytearray, index: int, relocation: Any, symbol: Any) -> None:
-        """Resolve a call inside the section; everything else is refused by its name."""
+    def relocate(self, code: bytearray, index: int, relocation: Any, symbol: Any) -> int:
+        """Resolve a call inside the section; everything else is refused by its name.
+
+        Returns where in the section the called function starts.
+        """
         at, kind = relocation["r_offset"], relocation["r_info_type"]
         home = symbol["st_shndx"]
         name = str(symbol.name)
@@ -201,8 +205,9 @@ class _Object:
             # The linker's rule (libbpf's): the symbol's place, and what the immediate says plus 1.
             slot = at // isa.SIZE
             (imm,) = struct.unpack_from("=i", code, at + 4)
-            struct.pack_into("=i", code, at + 4, symbol["st_value"] // isa.SIZE + imm - slot)
-            return
+            target: int = symbol["st_value"] // isa.SIZE + imm + 1
+            struct.pack_into("=i", code, at + 4, target - slot - 1)
+            return target * isa.SIZE
         place = self.elf.get_section(home).name if isinstance(home, int) else str(home)
         if kind == _R_BPF_64_32:
             raise self.error(

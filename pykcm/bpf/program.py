@@ -21,7 +21,7 @@ from pykcm.errors import BPFError, UnavailableError, VerifierError
 _NAME = re.compile(r"[A-Za-z0-9_.]{0,15}", re.ASCII)  # kernel/bpf/syscall.c, bpf_obj_name_cpy
 _LICENSE_LIMIT = 127  # the kernel cuts a longer one off without a word
 _ATTEMPTS = 10  # the verifier gives up with EAGAIN when a signal is pending
-_LOG_SIZES = (1 << 16, 1 << 20, (1 << 24) - 1)  # the last is the most that every kernel takes
+_LOG_SIZES = (1 << 20, (1 << 24) - 1)  # the second is the most that every kernel takes
 
 # BPF_PROG_TEST_RUN takes an Ethernet header off the data (net/bpf/test_run.c).  This one's type
 # is for local experiments, so that the kernel looks for no IP header behind it.
@@ -87,6 +87,7 @@ class Program:
     def load(
         cls,
         code: str | bytes,
+        /,
         license: str = "Dual MIT/GPL",
         name: str = "pykcm",
         **symbols: int | str,
@@ -361,7 +362,7 @@ def _load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -
         result = _with_locked_memory(attempt)
         if result >= 0:
             return result
-    log = b""
+    log, outcome = b"", result
     for size in _LOG_SIZES:
         buffer = ffi.new("char[]", size)
         outcome = attempt(buffer, size)
@@ -371,7 +372,8 @@ def _load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -
         if outcome != -errno.ENOSPC:
             break
     if log.strip():
-        raise _refusal(-result, log.decode("utf-8", "replace"), code, text, lines)
+        whole = outcome != -errno.ENOSPC
+        raise _refusal(-result, log.decode("utf-8", "replace"), whole, code, text, lines)
     if result == -errno.EPERM:
         raise system.denied("loading the BPF program")
     if result == -errno.E2BIG:
@@ -402,7 +404,9 @@ def _with_locked_memory(attempt: Callable[[], int]) -> int:
     return -errno.EPERM
 
 
-def _refusal(number: int, log: str, code: bytes, text: str, lines: list[int]) -> VerifierError:
+def _refusal(
+    number: int, log: str, whole: bool, code: bytes, text: str, lines: list[int]
+) -> VerifierError:
     """The verifier's error, in the words of the log and of the user's own text."""
     found = verifier.complaint(log)
     parts = [f"the verifier refused the program: {found.reason or 'see the log'}"]
@@ -421,7 +425,8 @@ def _refusal(number: int, log: str, code: bytes, text: str, lines: list[int]) ->
             "  this process lacks CAP_PERFMON, which that helper needs: a process with CAP_BPF "
             "and CAP_PERFMON must load this program; pin it and attach by path"
         )
-    parts.append("  (the exception's attribute `log` has the whole log)")
+    what = "the whole log" if whole else "16 MiB of the log, which is longer"
+    parts.append(f"  (the exception's attribute `log` has {what})")
     return VerifierError(number, "\n".join(parts), log)
 
 

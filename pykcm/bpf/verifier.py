@@ -13,7 +13,7 @@ _NAMED = re.compile(r"\binsn (\d+)\b")
 _NOISE = re.compile(
     r"^(processed \d+ insns|verification time|stack depth|max_states|mark_precise|"
     r"(\d+: )?R\d+[_=]|from \d+ to \d+|\d+: R|; |func#|Validating |arg#|"
-    r"BPF program is too large|last_idx |first_idx |parent |regs=)"
+    r"last_idx |first_idx |parent |regs=)"
 )
 
 
@@ -41,7 +41,7 @@ def complaint(log: str) -> Complaint:
             slot, instruction_at = int(match[1]), at
     words = [line for line in lines[instruction_at + 1 :] if not _NOISE.match(line)]
     reason = words[0] if words else ""
-    if (match := _NAMED.search(reason)) and (instruction_at < 0 or "unreachable" in reason):
+    if instruction_at < 0 and (match := _NAMED.search(reason)):
         slot = int(match[1])
     excerpt = ([lines[instruction_at]] if instruction_at >= 0 else []) + words
     return Complaint(reason, slot, excerpt)

@@ -11,7 +11,8 @@ import pykcm
 from pykcm import bpf, loopback
 from pykcm.delineation import find_strategy
 from tests.kernel.connections import message
-from tests.unit.test_bpf_elf import SOURCES, compiled
+
+SOURCES = Path(__file__).parents[1] / "unit" / "c"
 
 BY_HAND = """
     r7 = message_offset
@@ -38,10 +39,12 @@ def test_the_line_for_the_offset_is_right_in_a_program_by_hand() -> None:
         assert received(program) == MESSAGES
 
 
-def test_the_same_from_c(tmp_path: Path) -> None:
+def test_the_same_from_c() -> None:
+    """What clang makes of the C program; the unit tests compare it with clang."""
     if find_strategy().name != "probe":
         pytest.skip("the C program is for kernels that need bpf_probe_read_kernel: 5.16 and later")
-    with bpf.Program.from_elf(compiled(SOURCES / "message_offset.c", tmp_path)) as program:
+    text = (SOURCES / "message_offset.clang-19.bpf").read_text(encoding="ascii")
+    with bpf.Program.load(text) as program:
         assert received(program) == MESSAGES
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pykcm.bpf import assemble, disassemble
+from pykcm.bpf import assemble, disassemble, instructions
 from pykcm.errors import AssemblyError
 
 VARIANTS = [
@@ -28,6 +28,7 @@ VARIANTS = [
     ("r0 = 4 + 3 - 2", "r0 = 5"),
     ("w0 = 0xffffffff", "w0 = -1"),
     ("r0 &= 0xfffffffffffffff0", "r0 &= -16"),
+    ("r0 = 0xffffffff80000000", "r0 = -2147483648"),
     ("if w0 > 0xfffffffe goto +0\nexit", "if w0 > -2 goto +0\nexit"),
     ("*(u32 *)(r10 - 4) = 0xffffffff", "*(u32 *)(r10 - 4) = -1"),
     ("r0 = -1 ll", "r0 = 0xffffffffffffffff ll"),
@@ -92,6 +93,7 @@ ERRORS = [
     ("r0 = 0x80000000", 1, 6, "out of range: it has 32 bits, signed"),
     ("r0 = -2147483649", 1, 6, "out of range"),
     ("r0 = 0xffffffff", 1, 6, "`rN = VALUE ll` loads 64"),
+    ("r0 = 0xffffffff7fffffff", 1, 6, "out of range"),
     ("w0 = 0x100000000", 1, 6, "out of range: it has 32 bits"),
     ("w0 = -2147483649", 1, 6, "out of range: it has 32 bits"),
     ("r0 = 0x10000000000000000 ll", 1, 6, "out of range: it has 64 bits"),
@@ -245,11 +247,13 @@ def test_only_text_and_symbols_of_the_right_types_are_taken() -> None:
         assemble("exit", X=1.5)  # type: ignore[arg-type]
 
 
-def test_a_million_lines_are_refused_at_once() -> None:
+def test_a_million_lines_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssemblyError, match="line 1000001: the text has 1000000 lines"):
         assemble("r0 = 0\n" * 1_000_000)
-    with pytest.raises(AssemblyError, match="line 1, column 1: the program is longer than 1000000"):
-        assemble("; ".join(["r0 = 0 ll"] * 500_001))
+    monkeypatch.setattr(instructions, "MAX_INSTRUCTIONS", 1000)
+    assemble("; ".join(["r0 = 0 ll"] * 500))
+    with pytest.raises(AssemblyError, match="line 1, column 1: the program is longer than 1000 "):
+        assemble("; ".join(["r0 = 0 ll"] * 501))
 
 
 def test_the_disassembly_reads_well() -> None:
@@ -280,7 +284,10 @@ MALFORMED = [
     (assemble("r0 = 1") + bytes.fromhex("ff00000000000000"), "instruction 1: unknown opcode 0xff"),
     (assemble("exit")[:1] + bytes.fromhex("01000000000000"), "instruction 0: the dst field is 1"),
     (bytes.fromhex("bfb0000000000000"), "instruction 0: there is no register r11"),
-    (bytes.fromhex("b70c000000000000"), "instruction 0: there is no register r12"),
+    (bytes.fromhex("b70b000000000000"), "instruction 0: there is no register r11"),
+    (bytes.fromhex("2000010000000000"), "instruction 0: the offset field is 1 and must be 0"),
+    (bytes.fromhex("2001000000000000"), "instruction 0: the dst field is 1 and must be 0"),
+    (bytes.fromhex("2010000000000000"), "instruction 0: the src field is 1 and must be 0"),
     (bytes.fromhex("0500050000000000"), "instruction 0: it jumps out of the program"),
     (assemble("goto +0\nr0 = 1 ll")[:2] + b"\x01\0" + assemble("goto +0\nr0 = 1 ll")[4:], "middle"),
     (assemble("r0 = 1 ll")[:8], "the second half of the 64-bit load is missing"),

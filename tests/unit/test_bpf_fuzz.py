@@ -91,7 +91,7 @@ def programs(draw: st.DrawFn) -> list[str]:
 
 
 SLOW = settings(
-    max_examples=150,
+    max_examples=80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -113,7 +113,7 @@ def test_random_programs_are_what_llvm_makes_of_them_and_come_back(lines: list[s
     assert llvm_assemble(for_llvm(text)) == code
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(programs())
 def test_random_programs_of_the_other_byte_order(lines: list[str]) -> None:
     code = translate("\n".join(lines), {}, "big").code

@@ -169,11 +169,21 @@ def test_code_without_text_is_shown_disassembled() -> None:
 
 
 def test_a_log_longer_than_the_first_buffer_is_whole() -> None:
-    body = "\n".join(["r6 = r1"] + ["r0 = *(u8 *)skb[0]\nif r0 == 5 goto +0"] * 3000)
+    body = "\n".join(["r6 = r1"] + ["r0 = *(u8 *)skb[0]"] * 20_000)
     with pytest.raises(VerifierError, match="R9 !read_ok") as caught:
         Program.load(body + "\nr0 = r9\nexit")
-    assert len(caught.value.log) > 100_000
+    assert len(caught.value.log) > 1 << 20
     assert "\n0: " in "\n" + caught.value.log[:2000]
+    assert "has the whole log" in str(caught.value)
+
+
+def test_a_program_that_takes_too_long_to_verify() -> None:
+    text = "r0 = 0\nagain: r0 += 1\nif r0 < 2000000 goto again\nexit"
+    with pytest.raises(VerifierError, match="refused the program: BPF program is too large") as too:
+        Program.load(text)
+    assert too.value.errno == errno.E2BIG
+    assert "16 MiB of the log, which is longer" in str(too.value)
+    assert len(too.value.log) > 1 << 23
 
 
 LOGS = [
@@ -260,8 +270,10 @@ class Kernel:
 def test_loading_is_tried_again_when_the_kernel_asks_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    Kernel(monkeypatch, pykcm_bpf_load=[-errno.EAGAIN, -errno.EINTR, -errno.EAGAIN])
+    results = [-errno.EAGAIN, -errno.EINTR, -errno.EAGAIN, -errno.EAGAIN, -errno.EAGAIN]
+    kernel = Kernel(monkeypatch, pykcm_bpf_load=results)
     Program.load(RETURN_0).close()
+    assert len(kernel.limits) == 6
 
 
 def test_a_kernel_that_asks_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +286,9 @@ def test_a_kernel_that_asks_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch
 def test_locked_memory_is_raised_for_a_kernel_that_counts_it_and_only_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    original = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    before = (1 << 16, original[1])
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
     modern = Kernel(monkeypatch, pykcm_bpf_load=[])
     Program.load(RETURN_0).close()
     assert modern.limits == [before]
@@ -285,6 +299,7 @@ def test_locked_memory_is_raised_for_a_kernel_that_counts_it_and_only_then(
     assert old.limits[0] == before
     assert old.limits[1][0] == before[1] or old.limits[1][0] == resource.RLIM_INFINITY
     assert resource.getrlimit(resource.RLIMIT_MEMLOCK) == before
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, original)
 
 
 def test_a_kernel_without_bpf_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,6 +422,12 @@ def test_a_descriptor_that_is_no_programs_is_an_error() -> None:
             _ = wrong.info
         with pytest.raises(BPFError, match="running the program"):
             wrong.run(b"x")
+
+
+def test_a_pin_that_is_no_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    Kernel(monkeypatch, pykcm_bpf_get=[os.open("/dev/null", os.O_RDONLY)])
+    with pytest.raises(BPFError, match="/pin is no program but /dev/null"):
+        Program.from_pin("/pin")
 
 
 def test_threads_can_load_at_once() -> None:
