@@ -20,7 +20,7 @@ from pykcm.errors import BPFError, UnavailableError, VerifierError
 
 _NAME = re.compile(r"[A-Za-z0-9_.]{0,15}", re.ASCII)  # kernel/bpf/syscall.c, bpf_obj_name_cpy
 _LICENSE_LIMIT = 127  # the kernel cuts a longer one off without a word
-_ATTEMPTS = 10  # the verifier gives up with EAGAIN when a signal is pending
+_ATTEMPTS = 100  # the verifier gives up with EAGAIN when a signal is pending
 _LOG_SIZES = (1 << 20, (1 << 24) - 1)  # the second is the most that every kernel takes
 
 # BPF_PROG_TEST_RUN takes an Ethernet header off the data (net/bpf/test_run.c).  This one's type
@@ -409,7 +409,10 @@ def _refusal(
 ) -> VerifierError:
     """The verifier's error, in the words of the log and of the user's own text."""
     found = verifier.complaint(log)
-    parts = [f"the verifier refused the program: {found.reason or 'see the log'}"]
+    reason = found.reason or "see the log"
+    if number == errno.E2BIG and not found.reason:  # before Linux 6.4 a log's end is cut off
+        reason = "it is too complex: the verifier gives up after a million instructions"
+    parts = [f"the verifier refused the program: {reason}"]
     if found.slot is not None and found.slot < len(code) // isa.SIZE:
         if text:
             line = lines[found.slot]

@@ -1,19 +1,51 @@
-"""What the BPF tests compare with: LLVM's assembler, and the table of RFC 9669's instructions."""
+"""What the BPF tests compare with: LLVM's assembler, and the table of RFC 9669's instructions.
+
+And where they can be run: what needs bpf(2) is skipped, with the reason, where a process may not
+use it (a container, say).  In a guest, the kernel tests run the semantics.
+"""
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
+import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from elftools.elf.elffile import ELFFile
+
+from pykcm.binding import ffi, lib
 
 _VERSIONS = ("22", "19")
 _TABLE = Path(__file__).with_name("rfc9669.tsv")
+
+
+@functools.cache
+def _load(code: str) -> int:
+    """The errno of loading a program, given in hexadecimal so that no assembler is trusted."""
+    data = bytes.fromhex(code)
+    fd = lib.pykcm_bpf_load(1, data, len(data) // 8, b"GPL", b"", ffi.NULL, 0, 0)
+    if fd >= 0:
+        os.close(fd)
+    return max(-fd, 0)
+
+
+_SET_R0, _GOTOL, _EXIT = "b700000000000000", "0600000000000000", "9500000000000000"
+
+needs_bpf = pytest.mark.skipif(
+    sys.byteorder == "little" and _load(_SET_R0 + _EXIT) in (errno.EPERM, errno.ENOSYS),
+    reason="this process may not use bpf(2), or this kernel has none",
+)
+needs_v4 = pytest.mark.skipif(
+    sys.byteorder == "little" and _load(_SET_R0 + _GOTOL + _EXIT) == errno.EINVAL,
+    reason="this kernel lacks the instructions of -mcpu=v4: it is older than 6.6",
+)
 
 
 @functools.cache

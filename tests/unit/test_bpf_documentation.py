@@ -10,6 +10,7 @@ from pathlib import Path
 from pykcm import bpf
 from pykcm.bpf import Program
 from pykcm.delineation import PROBE
+from tests.unit.bpf_oracle import needs_bpf
 from tests.unit.test_bpf_elf import compiled
 
 TEXT = (Path(__file__).parents[2] / "docs" / "bpf.md").read_text(encoding="utf-8")
@@ -19,6 +20,7 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
+@needs_bpf
 def test_the_program_by_hand() -> None:
     (text,) = blocks("asm")
     with Program.load(text, message_offset=PROBE.lines(), MAX=1000, EMSGSIZE=90) as program:
@@ -27,6 +29,7 @@ def test_the_program_by_hand() -> None:
         assert program.run(b"\0\0\0") == 0
 
 
+@needs_bpf
 def test_the_program_in_c(tmp_path: Path) -> None:
     (text,) = blocks("c")
     source = tmp_path / "program.c"
@@ -35,6 +38,7 @@ def test_the_program_in_c(tmp_path: Path) -> None:
         assert program.run((996).to_bytes(4, "big")) == 1000
 
 
+@needs_bpf
 def test_the_python_and_what_it_prints() -> None:
     error, programs = blocks("python")
     output = io.StringIO()

@@ -12,7 +12,9 @@ import pytest
 from pykcm import bpf
 from pykcm.bpf import Program, elf
 from pykcm.errors import BPFError, UnavailableError, VerifierError
-from tests.unit.bpf_oracle import llvm_version, tool
+from tests.unit.bpf_oracle import llvm_version, needs_bpf, needs_v4, tool
+
+pytestmark = needs_bpf
 
 SOURCES = Path(__file__).with_name("c")
 LICENSE = 'char _license[] SEC("license") = "GPL";\n'
@@ -66,7 +68,7 @@ def test_the_kernel_tests_run_what_clang_makes_of_it(tmp_path: Path) -> None:
             assert made.run(data) == written.run(data)
 
 
-@pytest.mark.parametrize("cpu", ["v1", "v2", "v3", "v4"])
+@pytest.mark.parametrize("cpu", ["v1", "v2", "v3", pytest.param("v4", marks=needs_v4)])
 def test_every_instruction_set_of_clang_loads_and_disassembles(tmp_path: Path, cpu: str) -> None:
     source = """
     SEC("socket")

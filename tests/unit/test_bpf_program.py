@@ -30,6 +30,9 @@ from pykcm.errors import (
     UnavailableError,
     VerifierError,
 )
+from tests.unit.bpf_oracle import needs_bpf
+
+pytestmark = needs_bpf
 
 RETURN_0 = "r0 = 0\nexit"
 
@@ -179,7 +182,7 @@ def test_a_log_longer_than_the_first_buffer_is_whole() -> None:
 
 def test_a_program_that_takes_too_long_to_verify() -> None:
     text = "r0 = 0\nagain: r0 += 1\nif r0 < 2000000 goto again\nexit"
-    with pytest.raises(VerifierError, match="refused the program: BPF program is too large") as too:
+    with pytest.raises(VerifierError, match=r"refused the program: .*too (large|complex)") as too:
         Program.load(text)
     assert too.value.errno == errno.E2BIG
     assert "16 MiB of the log, which is longer" in str(too.value)
@@ -374,7 +377,7 @@ def test_signals_during_the_load_do_no_harm() -> None:
     body = "\n".join(["r6 = r1"] + ["r0 = *(u8 *)skb[0]\nif r0 == 5 goto +0"] * 2000)
     previous = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.02)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.1)
         for _ in range(10):
             Program.load(body + "\nexit").close()
     finally:
