@@ -198,6 +198,14 @@ class Multiplexor:
         self._drain(transport)
         self._take_off(transport)
 
+    def fileno(self) -> int:
+        """A descriptor that is readable when a message can be received, or a transport has ended.
+
+        For `select` and event loops; it is not the KCM socket's own.
+        """
+        self._check_owner()
+        return self._all.fileno()
+
     def clone(self) -> KCMSocket:
         """A KCM socket on the same multiplexor for another thread, task or process.
 

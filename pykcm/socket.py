@@ -283,6 +283,9 @@ class KCMSocket(_socket.socket):
             MessageTruncated: the message does not fit; it is whole in the error's `message`.
         """
         with memoryview(buffer) as view, view.cast("B") as target:
+            # Before a message is taken that could not be put anywhere.
+            if target.readonly:
+                raise TypeError("the buffer is read-only")
             if nbytes < 0 or nbytes > len(target):
                 raise ValueError(f"nbytes is {nbytes}, and the buffer has {len(target)} bytes")
             room = nbytes or len(target)
