@@ -1,0 +1,179 @@
+"""The same rule twice: each framing's program, run by the kernel, against its `measure`.
+
+BPF_PROG_TEST_RUN needs no AF_KCM; the message lies at the start of the data.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pykcm import bpf
+from pykcm.bpf import Program
+from pykcm.delineation import NONE, STRATEGIES
+from pykcm.errors import FramingDefinitionError, FramingError
+from pykcm.framing import CustomFraming, Delimiter, Framing, LengthField
+from tests.protocol_streams import STREAMS, measure_custom, messages
+
+SEED = 20240607
+HEADERS = 10_000
+# What a run can be given is a page less some headroom.
+ROOM = 3000
+
+
+def expected(framing: Framing, data: bytes) -> int:
+    try:
+        return framing.measure(data)
+    except FramingError as error:
+        assert error.errno
+        return -error.errno
+
+
+def headers(name: str, rng: random.Random) -> list[bytes]:
+    """Valid headers, cut and damaged ones, and bytes that are nothing."""
+    valid = messages(name, rng, 600)
+    found = []
+    for _ in range(HEADERS):
+        message = bytearray(rng.choice(valid))[:ROOM]
+        kind = rng.randrange(6)
+        if kind == 1:  # damaged near the front
+            for _ in range(rng.randint(1, 3)):
+                at = rng.randrange(min(len(message), 12))
+                message[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, message[at] ^ 1, 0x30, 0x3A))
+        elif kind == 2:  # cut
+            message = message[: rng.randint(1, min(len(message), 30))]
+        elif kind == 3:  # damaged and cut
+            message[rng.randrange(min(len(message), 12))] = rng.randrange(256)
+            message = message[: rng.randint(1, min(len(message), 30))]
+        elif kind == 4:  # with the next message behind it
+            message = (message + rng.choice(valid))[:ROOM]
+        elif kind == 5:
+            message = bytearray(rng.randbytes(rng.randint(1, 24)))
+        found.append(bytes(message))
+    return found
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_kernel_and_measure_agree(name: str) -> None:
+    framing, _ = STREAMS[name]
+    rng = random.Random(f"{SEED} {name}")
+    outcomes = set()
+    with framing.load(NONE) as program:
+        for header in headers(name, rng):
+            result = program.run(header)
+            assert result == expected(framing, header), f"seed {SEED}: {header[:40].hex()}"
+            outcomes.add(max(-1, min(result, 1)))
+    assert 1 in outcomes
+    # A program that refuses nothing, or waits for nothing, has not been tested for it.
+    if name not in ("FixedLength",):
+        assert 0 in outcomes
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_measure_finds_what_the_encoder_wrote(name: str) -> None:
+    framing, _ = STREAMS[name]
+    for message in messages(name, random.Random(f"{SEED} {name}"), 300, 5000):
+        assert framing.measure(message) == len(message), message[:40].hex()
+        assert framing.measure(message + b"the next") == len(message), message[:40].hex()
+        lengths = [framing.measure(message[:end]) for end in range(min(len(message), 60))]
+        assert set(lengths) <= {0, len(message)}, message[:40].hex()
+        # Once it could tell, more data changes nothing; and to KCM a length that lies within what
+        # the program said was too little is an error.
+        assert lengths == sorted(lengths), message[:40].hex()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_the_verifier_takes_every_program_with_every_strategy(name: str, strategy: object) -> None:
+    framing, _ = STREAMS[name]
+    assert strategy in STRATEGIES.values()
+    with framing.load(strategy) as program:  # type: ignore[arg-type]
+        assert program.info.name.startswith("pykcm_")
+
+
+def test_the_longest_search_is_within_the_verifiers_limit() -> None:
+    with Delimiter(b"12345678", 65536).load(STRATEGIES["probe"]) as program:
+        assert program.info.verified_instructions < 1_000_000
+
+
+@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"\0\0\0", b"\xff" * 8, b"abcdefgh"])
+@pytest.mark.parametrize("limit", [8, 64, 503, 504, 505, 1007, 1008, 2000])
+def test_delimiter_at_every_place(delimiter: bytes, limit: int) -> None:
+    """Across the ends of words and chunks, at the limit and past it, with and without a rest."""
+    framing = Delimiter(delimiter, limit)
+    filler = b"\x01" if delimiter[0] != 1 else b"\x02"
+    with framing.load(NONE) as program:
+        for at in range(limit + 10):
+            for rest in (b"", b"x", delimiter):
+                for cut in {0, len(delimiter) - 1}:
+                    whole = filler * at + delimiter
+                    data = whole[: len(whole) - cut] + (rest if not cut else b"")
+                    if data:
+                        assert program.run(data) == expected(framing, data), (at, rest, cut)
+
+
+def test_delimiter_borrow() -> None:
+    """A byte one above the delimiter's, next to it: where a careless word scan goes wrong."""
+    framing = Delimiter(b"\x10", 100)
+    with framing.load(NONE) as program:
+        for at in range(30):
+            for before in (b"\x11", b"\x0f", b"\x10\x11", b"\x90", b"\x91"):
+                data = b"a" * at + before + b"\x11\x10\x11"
+                assert program.run(data) == expected(framing, data) == data.index(0x10) + 1
+
+
+def test_fixed_length_needs_no_offset() -> None:
+    framing, _ = STREAMS["FixedLength"]
+    assert framing.assembly() == framing.assembly(STRATEGIES["probe"])
+    assert framing.assembly().split() == ["r0", "=", "13", "exit"]
+
+
+def test_assembly_shows_the_strategy() -> None:
+    framing = LengthField()
+    assert "call bpf_probe_read_kernel" in framing.assembly(STRATEGIES["probe"])
+    assert "r7 = *(u32 *)(r6 + 64)" in framing.assembly(STRATEGIES["cb4"])
+    assert "r7 = *(u32 *)(r6 + 52)" in framing.assembly(STRATEGIES["cb1"])
+
+
+def test_custom_framing_is_a_value() -> None:
+    framing = CustomFraming("r7 = message_offset\nr0 = header\nexit", header=5, max_length=9)
+    same = CustomFraming("r7 = message_offset\nr0 = header\nexit", header=5, max_length=9)
+    assert framing == same
+    assert hash(framing) == hash(same)
+    other = framing.replace(header=6)
+    assert other != framing
+    assert other.max_length == 9
+    with other.load(NONE) as program:
+        assert program.run(b"x") == 6
+    with pytest.raises(AttributeError):
+        framing.text = "exit"  # type: ignore[misc]
+    with pytest.raises(NotImplementedError):
+        framing.measure(b"")
+    assert framing.replace(measure=measure_custom).measure(b"\0\0\1") == 4
+
+
+def test_custom_assembly_is_the_whole_program() -> None:
+    framing = CustomFraming("r9 = message_offset\nr0 = header\nexit", header=5)
+    text = framing.assembly(STRATEGIES["probe"])
+    assert bpf.assemble(text) == bpf.assemble(
+        framing.text, message_offset=STRATEGIES["probe"].lines(), header=5
+    )
+    with Program.load(text) as program:
+        assert program.info.type == 1
+
+
+def test_custom_framing_refuses() -> None:
+    text = "r7 = message_offset\nr0 = 1\nexit"
+    bad: list[tuple[str, dict[str, object]]] = [
+        ("text", {"text": ""}),
+        ("text", {"text": b"exit"}),
+        ("measure", {"text": text, "measure": 5}),
+        ("max_length", {"text": text, "max_length": 0}),
+        ("message_offset", {"text": text, "message_offset": 5}),
+        ("header", {"text": text, "header": "5"}),
+    ]
+    for argument, arguments in bad:
+        with pytest.raises(FramingDefinitionError) as caught:
+            CustomFraming(**arguments)  # type: ignore[arg-type]
+        assert caught.value.argument == argument
