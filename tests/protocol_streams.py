@@ -262,8 +262,8 @@ STREAMS: dict[str, tuple[Framing, Encoder]] = {
     "LengthField-8": (LengthField(3, 8), number(8, "big", 3)),
     "LengthField-8-little": (LengthField(size=8, byteorder="little"), number(8, "little")),
     "Varint": (Varint(max_bytes=9), varint),
-    "Delimiter-1": (Delimiter(b"\n", 65536), delimited(b"\n")),
-    "Delimiter-3": (Delimiter(b"aab", 65536), delimited(b"aab")),
+    "Delimiter-1": (Delimiter(b"\n", 65536 - 8), delimited(b"\n")),
+    "Delimiter-3": (Delimiter(b"aab", 4096), delimited(b"aab")),
     "Delimiter-8": (Delimiter(b"abababac", 65536), delimited(b"abababac")),
     "CustomFraming": (
         CustomFraming(
