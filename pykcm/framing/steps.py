@@ -511,7 +511,8 @@ class Switch(Step):
                 code.compare("r0", "<=", high, target)
             else:
                 # One comparison for two: a number under `low` wraps to a large one.
-                code.add("r2 = r0", f"r2 -= {low}")
+                code.add("r2 = r0")
+                code.apply("r2", "-", low)
                 code.compare("r2", "<=", high - low, target)
         code.jump(refused)
         for number, (case, target) in enumerate(zip(self.cases, targets, strict=True), 1):
