@@ -241,7 +241,7 @@ def fixed(rng: random.Random, _size: int) -> bytes:
 def delimited(delimiter: bytes) -> Encoder:
     def encode(rng: random.Random, size: int) -> bytes:
         # Of the delimiter's own bytes, so that there are many beginnings of it.
-        body = bytes(rng.choice(delimiter + b"x") for _ in range(size))
+        body = bytes(rng.choice(delimiter + b"x") for _ in range(min(size, 4000)))
         return body[: (body + delimiter).index(delimiter)] + delimiter
 
     return encode
@@ -262,9 +262,9 @@ STREAMS: dict[str, tuple[Framing, Encoder]] = {
     "LengthField-8": (LengthField(3, 8), number(8, "big", 3)),
     "LengthField-8-little": (LengthField(size=8, byteorder="little"), number(8, "little")),
     "Varint": (Varint(max_bytes=9), varint),
-    "Delimiter-1": (Delimiter(b"\n", 65536 - 8), delimited(b"\n")),
+    "Delimiter-1": (Delimiter(b"\n"), delimited(b"\n")),
     "Delimiter-3": (Delimiter(b"aab", 4096), delimited(b"aab")),
-    "Delimiter-8": (Delimiter(b"abababac", 65536), delimited(b"abababac")),
+    "Delimiter-8": (Delimiter(b"abababac"), delimited(b"abababac")),
     "CustomFraming": (
         CustomFraming(
             "r7 = message_offset\nr0 = *(u8 *)skb[r7 + 2]\nr0 += header\nexit",

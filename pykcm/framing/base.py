@@ -110,7 +110,7 @@ class SteppedFraming(Framing):
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
         """The rule."""
-        rule = tuple(self._make_steps())
+        rule = tuple(step.limited(self.max_length) for step in self._make_steps())
         within = Within(self.min_length, self.max_length)
         if not all(within.holds(path) for path in explore_all(rule, Path())):
             rule += (within,)

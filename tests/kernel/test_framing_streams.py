@@ -16,7 +16,16 @@ import pytest
 
 import pykcm
 from pykcm import bpf, loopback, protocols
-from pykcm.framing import CustomFraming, Delimiter, FixedLength, Framing, LengthField, Varint
+from pykcm.framing import (
+    CustomFraming,
+    Delimiter,
+    FixedLength,
+    Framing,
+    Layout,
+    LengthField,
+    Varint,
+)
+from pykcm.framing.steps import LARGEST_SEARCH, Case, Field, Find, Switch
 from tests.protocol_streams import EDGES, STREAMS, messages
 
 SEED = 20240607
@@ -232,3 +241,10 @@ def test_fixed_length_needs_no_strategy() -> None:
         far.sendall(b"abcdefgh")
         far.sendall(b"i")
         assert [kcm.recv() for _ in range(3)] == [b"abc", b"def", b"ghi"]
+
+
+def test_the_verifier_takes_the_longest_search() -> None:
+    """The most that any framing here asks of it; what it counts is in docs/framing.md."""
+    rule = (Switch(Field(0), (Case(((0, 9),), (Find(b"12345678", LARGEST_SEARCH),)),)),)
+    with Layout("search", rule, min_length=100).load() as program:
+        assert program.info.verified_instructions < 1_000_000

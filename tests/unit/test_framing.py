@@ -374,3 +374,17 @@ def test_the_program_for_a_host_of_the_other_order(
     assert ("r0 = le32 r0" in text) == (order == "big")
     assert "32 r0" not in LengthField(size=4).assembly(NONE)
     assert ("le64" in Delimiter(b"ab").assembly(NONE)) == (order == "big")
+
+
+def test_a_search_waits_for_no_more_than_the_longest_message() -> None:
+    rule = (Switch(Field(0), (Case((0x2B,), (Find(b"\n", 5000),)),)),)
+    framing = Layout("x", rule, max_length=100)
+    assert framing.measure(b"+" * 99) == 0
+    assert framing.measure(b"+" * 99 + b"\n") == 100
+    with pytest.raises(FramingError) as caught:
+        framing.measure(b"+" * 100)
+    assert caught.value.errno == errno.EMSGSIZE
+    with framing.load(NONE) as program:
+        assert program.run(b"+" * 99) == 0
+        assert program.run(b"+" * 99 + b"\n") == 100
+        assert program.run(b"+" * 100) == -errno.EMSGSIZE
