@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import errno
 import os
 import pickle
@@ -66,15 +67,22 @@ def read(far: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def fill(kcm: pykcm.KCMSocket, size: int = 50_000) -> int:
-    """Send until the queue is full; how many messages."""
+def fill(kcm: socket.socket, size: int = 50_000) -> int:
+    """Send until the queue is full, and stays so; how many messages.
+
+    TCP goes on taking some for a while, as the peer's kernel makes its buffer larger.
+    """
     count = 0
-    while True:
-        try:
-            kcm.send(message(bytes(size)), socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return count
-        count += 1
+    still = 0
+    while still < 5:
+        still += 1
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                kcm.send(message(bytes(size)), socket.MSG_DONTWAIT)
+                count += 1
+                still = 0
+        time.sleep(0.1)
+    return count
 
 
 class TestRawBehaviour:
@@ -125,9 +133,7 @@ class TestRawBehaviour:
 
     def test_poll_calls_a_full_socket_writable(self, raw: socket.socket) -> None:
         raw.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            while True:
-                raw.send(message(bytes(50_000)))
+        fill(raw)
         poll = select.poll()
         poll.register(raw, select.POLLOUT)
         assert poll.poll(0) == [(raw.fileno(), select.POLLOUT)]
@@ -345,8 +351,8 @@ class TestSending:
         used = time.thread_time()
         with pytest.raises(TimeoutError):
             kcm.send(message(b"no room"))
-        # 1 % of the time, and what one attempt costs in an emulated guest.
-        assert time.thread_time() - used < 0.05
+        # Below the time by a factor that spinning would not leave; the guest may be emulated.
+        assert time.thread_time() - used < 0.2
 
     def test_flush_says_what_is_left(self, kcm: pykcm.KCMSocket) -> None:
         fill(kcm)
@@ -506,8 +512,8 @@ class TestAsync:
             with anyio.move_on_after(2) as scope:
                 await kcm.asend(message(b"no room"))
             assert scope.cancelled_caught
-            # 1 % of the time, and what setting up costs in an emulated guest.
-            assert time.process_time() - used < 0.1
+            # Below the time by a factor that spinning would not leave; the guest may be emulated.
+            assert time.process_time() - used < 0.3
 
         run(main)
 
