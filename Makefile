@@ -3,7 +3,7 @@
 # KERNEL=6.1, 6.12, 7.2 or 5.10 asks for a guest with that kernel, also where the host has KCM.
 
 .POSIX:
-.PHONY: help demo test matrix bench shell container clean
+.PHONY: help demo test matrix container shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -13,6 +13,12 @@ demo: ## messages over four TCP connections to three processes, each checked
 
 test: ## every test: the unit tests here, the kernel tests where there is KCM
 	@ci/test $(ARGS)
+
+matrix: ## the kernel tests on every kernel series, and a table of the results
+	@ci/matrix $(ARGS)
+
+container: ## the tests in a container
+	@ci/container
 
 shell: ## a shell where KCM works
 	@ci/run-kcm bash --norc $(ARGS)

@@ -1,0 +1,171 @@
+"""The kernel tests on every kernel series: one table, check by kernel.
+
+The table goes to the screen and to docs/kernels.md. A kernel that could not be had, did not boot or
+ran no test is a failure that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.table import Table
+
+from ci.guest import GUEST_FAILED, TIMED_OUT
+from ci.kernels import ROOT, SERIES, KernelUnavailableError, fetch
+
+REPORTS = ROOT / "reports"
+DOCUMENT = ROOT / "docs" / "kernels.md"
+TIMEOUT = 1200  # seconds for one kernel, boot included
+
+PASS, FAIL, SKIP, ABSENT = "pass", "FAIL", "skip", "ABSENT"
+
+
+@dataclass
+class Column:
+    """One kernel's results: for each check how often it ended how, and why it was skipped."""
+
+    series: str
+    release: str = ""
+    outcomes: dict[str, Counter[str]] = field(default_factory=dict)
+    reasons: set[tuple[str, str]] = field(default_factory=set)
+    problem: str | None = None
+
+    def cell(self, check: str) -> str:
+        counts = self.outcomes.get(check, Counter())
+        if not counts:
+            return ABSENT
+        if counts[FAIL]:
+            return FAIL if len(counts) == 1 else f"{FAIL} {counts[FAIL]} of {counts.total()}"
+        if counts[SKIP] and counts[PASS]:
+            return f"{PASS}, {SKIP} {counts[SKIP]} of {counts.total()}"
+        return SKIP if counts[SKIP] else PASS
+
+    def add(self, check: str, outcome: str, reason: str = "") -> None:
+        self.outcomes.setdefault(check, Counter())[outcome] += 1
+        if reason:
+            self.reasons.add((check, reason))
+
+    def read_junit(self, report: Path) -> None:
+        """Add the tests of a JUnit XML file; those that differ in a parameter share a row."""
+        for case in ElementTree.parse(report).getroot().iter("testcase"):
+            place = case.get("classname", "").removeprefix("tests.kernel.")
+            check = f"{place}.{case.get('name', '')}".partition("[")[0]
+            skipped = case.find("skipped")
+            if case.find("failure") is not None or case.find("error") is not None:
+                self.add(check, FAIL)
+            elif skipped is not None:
+                self.add(check, SKIP, skipped.get("message", ""))
+            else:
+                self.add(check, PASS)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run_on(series: str, arguments: list[str]) -> Column:
+    """Boot a kernel of this series and run the kernel tests on it."""
+    column = Column(series)
+    try:
+        column.release = fetch(series).release
+    except KernelUnavailableError as reason:
+        column.problem = f"could not be had: {reason}"
+        return column
+    report = REPORTS / f"kernel-{series}.xml"
+    report.unlink(missing_ok=True)
+    command = ["ci/vm", "--kernel", series, "--timeout", str(TIMEOUT), "--", "pytest"]
+    command += ["tests/kernel", f"--junitxml={report.relative_to(ROOT)}", *arguments]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if report.exists():
+        column.read_junit(report)
+    if status == GUEST_FAILED:
+        column.problem = "did not boot, or died; its last words are above"
+    elif status == TIMED_OUT:
+        column.problem = f"was not done after {TIMEOUT} s"
+    elif not column.outcomes:
+        column.problem = f"ran no test (exit status {status})"
+    elif status:
+        column.problem = "has checks that failed"
+    return column
+
+
+def markdown(columns: list[Column], checks: list[str]) -> str:
+    """The table as a document."""
+    lines = [
+        "# pykcm's kernel tests, kernel by kernel",
+        "",
+        "Written by `make matrix`. A check that has variants counts them in its cell.",
+        "5.10 is a User-Mode Linux kernel; the others are Debian's stock kernels in QEMU.",
+        "",
+        "| check | " + " | ".join(column.series for column in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        "| `uname -r` | " + " | ".join(column.release or "none" for column in columns) + " |",
+    ]
+    for check in checks:
+        cells = " | ".join(column.cell(check) for column in columns)
+        lines.append(f"| {check} | {cells} |")
+    notes = sorted(
+        {
+            f"- {check} is skipped on {column.series}: {reason}"
+            for column in columns
+            for check, reason in column.reasons
+        }
+    )
+    notes += [f"- {column.series} {column.problem}" for column in columns if column.problem]
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def show(columns: list[Column], checks: list[str]) -> None:
+    """The table on the screen."""
+    table = Table("check", *(f"{column.series}\n{column.release}" for column in columns))
+    for check in checks:
+        cells = [column.cell(check) for column in columns]
+        style = "red" if any(re.match(f"{FAIL}|{ABSENT}", cell) for cell in cells) else None
+        table.add_row(check, *cells, style=style)
+    # A log has no width; a table that is cut there helps nobody.
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="ci/matrix", description=__doc__)
+    parser.add_argument("--kernel", action="append", choices=SERIES, help="only this series")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    arguments = parser.parse_args()
+    whole = not arguments.kernel and not arguments.pytest
+    REPORTS.mkdir(exist_ok=True)
+    columns = []
+    for series in arguments.kernel or SERIES:
+        say(f"\n== kernel {series}")
+        start = time.monotonic()
+        columns.append(run_on(series, arguments.pytest))
+        say(f"kernel {series}: {time.monotonic() - start:.0f} s")
+    checks = list(dict.fromkeys(check for column in columns for check in column.outcomes))
+    say("")
+    show(columns, checks)
+    if whole:
+        DOCUMENT.parent.mkdir(exist_ok=True)
+        DOCUMENT.write_text(markdown(columns, checks), encoding="utf-8")
+        say(f"written to {DOCUMENT.relative_to(ROOT)}")
+    problems = [f"kernel {column.series} {column.problem}" for column in columns if column.problem]
+    gaps = [
+        f"kernel {column.series} did not run {check}"
+        for column in columns
+        for check in checks
+        if not column.problem and column.cell(check) == ABSENT
+    ]
+    say("\n".join(problems + gaps) or "every check passed, or was skipped with a reason, on all")
+    return 1 if problems or gaps else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

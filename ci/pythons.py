@@ -1,0 +1,80 @@
+"""The unit tests on every other Python from 3.10 on that this machine has.
+
+pykcm's compiled part uses the limited API: the one that was built for .venv serves them all, and is
+what these runs import. The packages that the tests need go to a virtual environment for each.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+from ci.kernels import CACHE, ROOT
+from ci.testing import REPORTS, executed
+
+VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+
+
+def interpreter(version: str) -> str | None:
+    """A working python of this version, from PATH or pyenv's collection."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates = [shutil.which(f"python{version}")]
+    candidates += [str(path) for path in pyenv.glob(f"{version}.*/bin/python")]
+    look = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
+    for candidate in filter(None, candidates):
+        # pyenv puts commands into PATH that only say that they are not chosen.
+        answer = subprocess.run(
+            [candidate, "-c", look], capture_output=True, text=True, check=False
+        )
+        if answer.stdout.strip() == version:
+            return candidate
+    return None
+
+
+def environment(version: str, python: str) -> Path:
+    """A virtual environment with the packages that the tests need; its python."""
+    home = CACHE / "pythons" / version
+    stamp = home / "set-up"
+    wanted = sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    if not stamp.exists() or stamp.read_text(encoding="ascii") != wanted:
+        subprocess.run([python, "-m", "venv", "--clear", home], check=True)
+        pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, f"{ROOT}[dev]"], check=True)
+        stamp.write_text(wanted, encoding="ascii")
+    return home / "bin" / "python"
+
+
+def main() -> int:
+    REPORTS.mkdir(exist_ok=True)
+    summary = []
+    failed = False
+    mine = "{}.{}".format(*sys.version_info)
+    for version in VERSIONS:
+        if version == mine:
+            continue  # that is the one of `make test`
+        python = interpreter(version)
+        if python is None:
+            summary.append(f"Python {version}: not on this machine")
+            continue
+        print(f"\n== unit tests on Python {version}", flush=True)
+        report = REPORTS / f"unit-{version}.xml"
+        report.unlink(missing_ok=True)
+        # How the code is formatted and typed does not depend on who runs it.
+        command = [str(environment(version, python)), "-m", "pytest", "tests/unit"]
+        command += ["--ignore=tests/unit/test_quality.py", f"--junitxml={report}", "--quiet"]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        tests = executed(report) if report.exists() else 0
+        good = status == 0 and tests > 0
+        failed = failed or not good
+        result = "passed" if good else f"failed with exit status {status}"
+        summary.append(f"Python {version}: {result}, {tests} tests were run")
+    print("\n" + "\n".join(summary), flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
