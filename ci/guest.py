@@ -28,6 +28,9 @@ from ci.kernels import CACHE, ROOT
 TIMED_OUT = 124
 GUEST_FAILED = 125
 
+# What a kernel logs of a fault of its own.
+KERNEL_FAULT = re.compile(r"BUG: |WARNING: (CPU|possible)|Oops|general protection|refcount_t: ")
+
 # A guest has no environment of its own; these say how a command is to talk and to test.
 PASSED_ON = (
     "CI",
@@ -111,9 +114,8 @@ class Run:
         log = self.directory / "dmesg"
         if not log.exists():
             return []
-        fault = re.compile(r"BUG: |WARNING: (CPU|possible)|Oops|general protection|refcount_t: ")
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [line for line in lines if fault.search(line)]
+        return [line for line in lines if KERNEL_FAULT.search(line)]
 
     def last_words(self) -> str:
         """The end of what the kernel wrote on its console."""

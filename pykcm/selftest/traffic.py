@@ -27,7 +27,7 @@ FRAMING = LengthField(
     byteorder="big",
     adjustment=_LENGTH.size,
     min_length=_HEADER.size,
-    max_length=_HEADER.size + MAX_BODY,
+    max_length=1 << 18,
 )
 
 
@@ -61,7 +61,8 @@ class Stream:
         seed: any integer.
         sender: the sender's number.
         count: how many messages.
-        max_body: the longest body in bytes; lengths are uniform from 0 to it.
+        max_body: the longest body in bytes.
+        mostly_short: lengths are uniform from 0 to max_body, or else on a logarithmic scale.
         max_piece: the longest write in bytes; most are much shorter.
     """
 
@@ -70,6 +71,7 @@ class Stream:
     count: int
     max_body: int = MAX_BODY
     max_piece: int = 200_000
+    mostly_short: bool = False
 
     def messages(self) -> Iterator[bytes]:
         """The messages in order."""
@@ -88,7 +90,10 @@ class Stream:
         """Each body's length, and where in the pool of bytes it begins."""
         rng = random.Random(f"{self.seed}/{self.sender}/messages")
         for _ in range(self.count):
-            yield rng.randint(0, self.max_body), rng.randrange(1 << 16)
+            longest = self.max_body
+            if self.mostly_short:
+                longest >>= rng.randrange(longest.bit_length())
+            yield rng.randint(0, longest), rng.randrange(1 << 16)
 
     def pieces(self) -> Iterator[bytes]:
         """The same bytes as they are to be written: coalesced and cut at random."""
