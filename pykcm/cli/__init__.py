@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # `kcm` starts quickly.
 _COMMANDS = {
     "demo": "Send messages through a real KCM and count what arrives.",
+    "selftest": "Check the kernel's KCM against its documentation; a report in KTAP.",
 }
 
 

@@ -1,0 +1,40 @@
+"""The checks, a file for each group."""
+
+from __future__ import annotations
+
+from pykcm.selftest.check import Group
+from pykcm.selftest.checks import (
+    attach,
+    clone,
+    delineation,
+    disable,
+    disconnect,
+    namespace,
+    options,
+    receive,
+    sockets,
+    splice,
+    statistics,
+    transmit,
+    unattach,
+)
+
+#: In the order in which they are made.
+GROUPS: tuple[Group, ...] = tuple(
+    module.GROUP
+    for module in (
+        sockets,
+        clone,
+        attach,
+        unattach,
+        delineation,
+        receive,
+        transmit,
+        disable,
+        options,
+        disconnect,
+        splice,
+        statistics,
+        namespace,
+    )
+)

@@ -1,0 +1,287 @@
+"""How messages are found in the TCP stream."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+from pykcm import delineation
+from pykcm.errors import CapabilityError, UnavailableError
+from pykcm.selftest.check import Failure, Group, Skip, code, rst
+from pykcm.selftest.lab import Lab, framed
+
+GROUP = Group("delineation", "The BPF program finds the messages in the TCP stream")
+
+_RETURNS = rst(
+    "Message delineation", "It parses the message header and returns the length of the message."
+)
+_CONSTRUCTS = rst(
+    "Message delineation",
+    "KCM will construct the message of the stated length and deliver it to a KCM socket",
+)
+_STRPARSER = "net/strparser/strparser.c"
+
+
+@GROUP.check(_RETURNS)
+def program_gives_the_length(lab: Lab) -> None:
+    """A message is as long as the program says."""
+    kcm, _, far = lab.attached()
+    for size in (0, 1, 2, 100, 1000):
+        lab.calls.tcp_send(far, framed(bytes(size)))
+        lab.received(kcm, [framed(bytes(size))])
+
+
+@GROUP.check(_CONSTRUCTS)
+def body_in_pieces_is_assembled(lab: Lab) -> None:
+    """A message that arrives in many segments is delivered once, whole."""
+    kcm, _, far = lab.attached()
+    message = framed(bytes(range(50)))
+    for start in range(0, len(message), 9):
+        lab.calls.tcp_send(far, message[start : start + 9])
+        if start == 36:
+            lab.silent(kcm, "the KCM socket after 45 of 54 bytes")
+    lab.received(kcm, [message])
+
+
+@GROUP.check(
+    rst(
+        "Message delineation",
+        "The program is called at the start of receiving a new message and is given an skbuff that "
+        "contains the bytes received so far.",
+    )
+)
+def header_in_pieces_is_waited_for(lab: Lab) -> None:
+    """A program that returns 0 is asked again when more bytes are there."""
+    kcm, _, far = lab.attached()
+    message = framed(b"abc")
+    for position in range(4):
+        lab.calls.tcp_send(far, message[position : position + 1])
+    lab.silent(kcm, "the KCM socket with a header but no body")
+    lab.calls.tcp_send(far, message[4:])
+    lab.received(kcm, [message])
+
+
+@GROUP.check(_CONSTRUCTS)
+def coalesced_messages_are_separated(lab: Lab) -> None:
+    """Messages of one size that arrive in one segment are delivered one by one."""
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    messages = [bytes([number]) * 10 for number in range(20)]
+    lab.calls.tcp_send(far, b"".join(messages))
+    lab.attach(kcm, near, lab.fixed(10))
+    lab.received(kcm, messages)
+
+
+@GROUP.check(_CONSTRUCTS)
+def many_segments_make_one_message(lab: Lab) -> None:
+    """A message much longer than a segment is delivered whole."""
+    kcm, _, far = lab.attached()
+    message = framed(bytes(range(256)) * 150)
+    lab.calls.tcp_send(far, message)
+    lab.received(kcm, [message])
+
+
+_SIZES = (10, 20, 5, 300, 7, 1000, 4)
+
+
+def _coalesced() -> list[bytes]:
+    return [framed(bytes([number]) * (size - 4)) for number, size in enumerate(_SIZES)]
+
+
+@GROUP.check(
+    rst(
+        "BFP programs for message delineation",
+        "return load_word(skb, 0) + 4;",
+    )
+)
+def documented_program_separates_messages(lab: Lab) -> None:
+    """The documented program is right for messages that arrive in one segment."""
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    lab.calls.tcp_send(far, b"".join(_coalesced()))
+    lab.attach(kcm, near, lab.documented())
+    lab.received(kcm, _coalesced())
+
+
+@GROUP.check("include/net/strparser.h, struct strp_msg: offset")
+def message_offset_can_be_read(lab: Lab) -> None:
+    """A program can find out where in the segment its message begins."""
+    if lab.environment.no_programs:
+        raise Skip(lab.environment.no_programs)
+    try:
+        strategy = delineation.find_strategy()
+    except CapabilityError as error:
+        raise Skip(str(error)) from None
+    except UnavailableError as error:
+        raise Failure(f"an offset\nexpected: a way to read it\nseen: {error}") from None
+    program = lab.program(f"{strategy.lines('r7')}\nr0 = *(u32 *)skb[r7]\nr0 += 4\nexit")
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    lab.calls.tcp_send(far, b"".join(_coalesced()))
+    lab.attach(kcm, near, program)
+    lab.received(kcm, _coalesced())
+
+
+@GROUP.check(code("__strp_recv", _STRPARSER))
+def negative_result_is_posted(lab: Lab) -> None:
+    """A program's negative result becomes the TCP socket's error."""
+    _, near, far = lab.attached(lab.program(f"r0 = {-errno.EBADMSG}\nexit"))
+    lab.calls.tcp_send(far, b"anything")
+    lab.posted(near, errno.EBADMSG)
+
+
+_LIMITED = f"""
+    r6 = r1
+    r0 = *(u32 *)skb[0]
+    r0 += 4
+    if r0 > 100 goto +1
+    exit
+    r0 = {-errno.EMSGSIZE}
+    exit
+"""
+
+
+@GROUP.check(
+    rst(
+        "TCP socket management",
+        "The BPF program may also enforce a maximum messages size and report an error when it is "
+        "exceeded.",
+    )
+)
+def program_may_limit_the_size(lab: Lab) -> None:
+    """A program lets a short message through and refuses a long one."""
+    kcm, near, far = lab.attached(lab.program(_LIMITED))
+    lab.calls.tcp_send(far, framed(bytes(96)))
+    lab.received(kcm, [framed(bytes(96))])
+    lab.calls.tcp_send(far, framed(bytes(97)))
+    lab.posted(near, errno.EMSGSIZE)
+
+
+_TOO_BIG = rst(
+    "TCP socket management",
+    "If the length of a new message reported by the BPF program is greater than this limit a "
+    "corresponding error (EMSGSIZE) is posted on the TCP socket.",
+)
+
+
+@GROUP.check(_TOO_BIG)
+def length_over_the_receive_buffer_is_emsgsize(lab: Lab) -> None:
+    """A length of one byte more than SO_RCVBUF is refused."""
+    _, near, far = lab.attached()
+    size = near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    lab.calls.tcp_send(far, struct.pack(">I", size + 1 - 4) + b"the beginning")
+    lab.posted(near, errno.EMSGSIZE)
+
+
+@GROUP.check(rst("TCP socket management", "the socket buffer size can be set by SO_RCVBUF"))
+def limit_is_set_by_so_rcvbuf(lab: Lab) -> None:
+    """A smaller SO_RCVBUF refuses a smaller message."""
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 5000)
+    lab.attach(kcm, near, lab.documented())
+    lab.calls.tcp_send(far, struct.pack(">I", 10_001 - 4) + b"the beginning")
+    lab.posted(near, errno.EMSGSIZE)
+
+
+@GROUP.check(
+    rst(
+        "TCP socket management",
+        "KCM limits the maximum receive message size to be the size of the receive socket buffer "
+        "on the attached TCP socket",
+    )
+)
+def message_below_the_limit_is_delivered(lab: Lab) -> None:
+    """A message nearly as long as SO_RCVBUF arrives."""
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    message = framed(bytes(120_000 - 4))
+    far.setblocking(False)
+    lab.attach(kcm, near, lab.documented())
+    sent = far.send(message)
+    lab.expect("bytes that the sender's TCP took", sent, len(message))
+    lab.patience = min(lab.patience, 2.0)
+    lab.received(kcm, [message])
+
+
+# The first bytes come without the rest; the second part makes the program say 2, which is less
+# than what it had been shown before.
+_SHRINKING = """
+    r6 = r1
+    r0 = *(u32 *)(r6 + 0)
+    if r0 > 3 goto +2
+    r0 = 0
+    exit
+    r0 = 2
+    exit
+"""
+
+
+@GROUP.check(code('__strp_recv: "Length must be into new skb"', _STRPARSER))
+def length_below_the_header_is_eproto(lab: Lab) -> None:
+    """A length that ends before the bytes that were already looked at is refused."""
+    _, near, far = lab.attached(lab.program(_SHRINKING))
+    lab.calls.tcp_send(far, b"abc")
+    lab.consumed(near)
+    lab.calls.tcp_send(far, b"defg")
+    lab.posted(near, errno.EPROTO)
+
+
+_TIMEOUT = rst(
+    "TCP socket management",
+    "If the timer expires before assembly is complete an error (ETIMEDOUT) is posted on the "
+    "socket.",
+)
+
+
+def _with_timeout(lab: Lab, seconds: float) -> tuple[socket.socket, socket.socket, socket.socket]:
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+    lab.attach(kcm, near, lab.documented())
+    return kcm, near, far
+
+
+@GROUP.check(_TIMEOUT)
+def assembly_timeout_is_etimedout(lab: Lab) -> None:
+    """A message whose end does not come in time is an error."""
+    _, near, far = _with_timeout(lab, 0.2)
+    lab.calls.tcp_send(far, framed(b"whole")[:6])
+    lab.posted(near, errno.ETIMEDOUT)
+
+
+@GROUP.check(
+    rst(
+        "TCP socket management",
+        "The timeout value is taken from the receive timeout of the attached TCP socket",
+    )
+)
+def no_timeout_between_messages(lab: Lab) -> None:
+    """The timeout is for a message begun: none runs after a complete one."""
+    kcm, near, far = _with_timeout(lab, 0.1)
+    lab.calls.tcp_send(far, framed(b"complete"))
+    lab.received(kcm, [framed(b"complete")])
+    lab.expect("poll of the TCP socket", lab.calls.poll(near.fileno(), 0, 0.3), 0)
+
+
+@GROUP.check(rst("TCP socket management", "KCM discontinues using the socket"))
+def nothing_is_delivered_after_an_error(lab: Lab) -> None:
+    """After an error no more messages of that connection are delivered."""
+    kcm, near, far = lab.attached(lab.program(_LIMITED))
+    lab.calls.tcp_send(far, framed(bytes(97)))
+    lab.posted(near, errno.EMSGSIZE)
+    lab.calls.tcp_send(far, framed(b"good"))
+    lab.silent(kcm)
+
+
+@GROUP.check(rst("TCP socket management", "KCM discontinues using the socket"))
+def nothing_is_sent_after_an_error(lab: Lab) -> None:
+    """After an error that was seen, no more messages are sent over that connection."""
+    kcm, near, far = lab.attached(lab.program(_LIMITED))
+    lab.calls.tcp_send(far, framed(bytes(97)))
+    lab.posted(near, errno.EMSGSIZE)
+    lab.calls.send(kcm.fileno(), [b"for another connection"])
+    lab.unsent(far)

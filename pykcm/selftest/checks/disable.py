@@ -1,0 +1,103 @@
+"""KCM_RECV_DISABLE."""
+
+from __future__ import annotations
+
+from pykcm.selftest.check import Group, code, rst
+from pykcm.selftest.lab import Lab, framed
+
+GROUP = Group("disable", "KCM_RECV_DISABLE turns receiving on one socket off")
+
+_DISABLE = rst(
+    "Disabling receive on KCM socket",
+    "A setsockopt is used to disable or enable receiving on a KCM socket.",
+)
+_REQUEUE = rst(
+    "Disabling receive on KCM socket",
+    "When receive is disabled, any pending messages in the socket's receive buffer are moved to "
+    "other sockets.",
+)
+
+
+@GROUP.check(_DISABLE)
+def is_off_at_first(lab: Lab) -> None:
+    """A new socket receives."""
+    lab.expect("KCM_RECV_DISABLE", lab.receive_disabled(lab.kcm()), 0)
+
+
+@GROUP.check(_DISABLE)
+def can_be_set_and_read(lab: Lab) -> None:
+    """What is set is what is read."""
+    kcm = lab.kcm()
+    for value in (1, 0, 1):
+        lab.set_receive_disabled(kcm, value)
+        lab.expect("KCM_RECV_DISABLE", lab.receive_disabled(kcm), value)
+
+
+@GROUP.check(code("kcm_setsockopt, valbool"))
+def any_other_value_is_1(lab: Lab) -> None:
+    """Every value but 0 disables receiving, and reads as 1."""
+    kcm = lab.kcm()
+    for value in (2, -1, 256):
+        lab.set_receive_disabled(kcm, value)
+        lab.expect(f"KCM_RECV_DISABLE set to {value}", lab.receive_disabled(kcm), 1)
+        lab.set_receive_disabled(kcm, 0)
+
+
+@GROUP.check(_DISABLE)
+def is_of_one_socket(lab: Lab) -> None:
+    """A clone made before or after is not disabled."""
+    kcm = lab.kcm()
+    before = lab.clone(kcm)
+    lab.set_receive_disabled(kcm, 1)
+    after = lab.clone(kcm)
+    lab.expect("of the older clone", lab.receive_disabled(before), 0)
+    lab.expect("of the newer clone", lab.receive_disabled(after), 0)
+
+
+@GROUP.check(_DISABLE)
+def disabled_socket_gets_nothing(lab: Lab) -> None:
+    """Messages go to the other socket only."""
+    kcm, _, far = lab.attached()
+    clone = lab.clone(kcm)
+    lab.set_receive_disabled(kcm, 1)
+    for number in range(4):
+        lab.calls.tcp_send(far, framed(b"%d" % number))
+        lab.received(clone, [framed(b"%d" % number)])
+    lab.silent(kcm)
+
+
+@GROUP.check(_REQUEUE)
+def pending_messages_are_moved(lab: Lab) -> None:
+    """What the socket had queued goes to another one, in order."""
+    lab.isolate()
+    kcm, _, far = lab.attached(lab.fixed(5))
+    clone = lab.clone(kcm)
+    lab.set_receive_disabled(clone, 1)
+    lab.calls.tcp_send(far, b"first12345third")
+    lab.eventually("messages queued", lambda: lab.queued(kcm), 3)
+    lab.set_receive_disabled(clone, 0)
+    lab.set_receive_disabled(kcm, 1)
+    lab.received(clone, [b"first", b"12345", b"third"])
+
+
+@GROUP.check(_REQUEUE)
+def pending_messages_wait_for_a_socket(lab: Lab) -> None:
+    """With no other socket, what was queued is there again when receiving is enabled."""
+    kcm, _, far = lab.attached()
+    lab.calls.tcp_send(far, framed(b"waits"))
+    lab.expect("a peek", lab.peek(kcm), framed(b"waits"))
+    lab.set_receive_disabled(kcm, 1)
+    lab.silent(kcm)
+    lab.set_receive_disabled(kcm, 0)
+    lab.received(kcm, [framed(b"waits")])
+
+
+@GROUP.check(code("kcm_recv_enable, kcm_rcv_ready"))
+def enabling_delivers_what_came_meanwhile(lab: Lab) -> None:
+    """Messages that arrive while all sockets are disabled are delivered afterwards."""
+    kcm, _, far = lab.attached(lab.fixed(5))
+    lab.set_receive_disabled(kcm, 1)
+    lab.calls.tcp_send(far, b"first12345third")
+    lab.silent(kcm)
+    lab.set_receive_disabled(kcm, 0)
+    lab.received(kcm, [b"first", b"12345", b"third"])

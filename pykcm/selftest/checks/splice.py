@@ -1,0 +1,111 @@
+"""splice and sendfile."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import tempfile
+
+from pykcm.selftest.check import Failure, Group, code
+from pykcm.selftest.lab import DGRAM, SEQPACKET, Lab
+
+GROUP = Group("splice", "splice and sendfile, from and to a KCM socket")
+
+_READ = code("kcm_splice_read")
+
+
+def _waiting(lab: Lab) -> socket.socket:
+    """A SOCK_SEQPACKET socket on which two messages of ten bytes wait."""
+    kcm, _, far = lab.attached(lab.fixed(10), SEQPACKET)
+    lab.calls.tcp_send(far, b"0123456789abcdefghij")
+    if not lab.calls.poll(kcm.fileno(), select.POLLIN, lab.patience):
+        raise Failure("poll of the KCM socket\nexpected: a message\nseen: none")
+    return kcm
+
+
+@GROUP.check(_READ)
+def message_goes_into_a_pipe(lab: Lab) -> None:
+    """splice moves a message of a SOCK_SEQPACKET socket into a pipe."""
+    kcm = _waiting(lab)
+    reading, writing = lab.pipe()
+    lab.expect("what splice returned", lab.calls.splice(kcm.fileno(), writing, 10), 10)
+    lab.expect("the pipe", os.read(reading, 100), b"0123456789")
+
+
+@GROUP.check(_READ)
+def splice_ends_at_the_message(lab: Lab) -> None:
+    """splice of more than a message's length moves one message."""
+    kcm = _waiting(lab)
+    reading, writing = lab.pipe()
+    lab.calls.splice(kcm.fileno(), writing, 20)
+    lab.expect("the pipe", os.read(reading, 100), b"0123456789")
+
+
+@GROUP.check(code("kcm_splice_read, stm->offset += copied"))
+def short_splice_keeps_the_rest(lab: Lab) -> None:
+    """After a splice of a part, the rest of the message is still there."""
+    kcm = _waiting(lab)
+    _, writing = lab.pipe()
+    lab.calls.splice(kcm.fileno(), writing, 4)
+    lab.expect("the rest", lab.receive(kcm), b"456789")
+
+
+@GROUP.check(
+    code(
+        'kcm_splice_read: "A subsequent recvmsg needs to be done to return MSG_EOR and finish '
+        'reading the message."'
+    )
+)
+def receive_after_splice_tells_the_end(lab: Lab) -> None:
+    """After a splice of the whole message, a receive of no bytes has MSG_EOR."""
+    kcm = _waiting(lab)
+    _, writing = lab.pipe()
+    lab.calls.splice(kcm.fileno(), writing, 10)
+    lab.expect("data and msg_flags", lab.receive_flags(kcm), (b"", int(socket.MSG_EOR)))
+
+
+def _from_pipe(lab: Lab, kind: int) -> None:
+    kcm, _, far = lab.attached(kind=kind)
+    reading, writing = lab.pipe()
+    os.write(writing, b"through a pipe")
+    lab.expect("what splice returned", lab.calls.splice(reading, kcm.fileno(), 14), 14)
+    lab.patience = min(lab.patience, 1.0)
+    lab.streamed(far, b"through a pipe")
+
+
+def _from_file(lab: Lab, kind: int) -> None:
+    kcm, _, far = lab.attached(kind=kind)
+    with tempfile.TemporaryFile() as file:
+        file.write(b"out of a file")
+        file.flush()
+        lab.expect("sendfile", lab.calls.send_file(kcm.fileno(), file.fileno(), 13), 13)
+    lab.patience = min(lab.patience, 1.0)
+    lab.streamed(far, b"out of a file")
+
+
+_WRITE = code('kcm_sendpage: "No MSG_EOR from splice, only look at MSG_MORE"')
+
+
+@GROUP.check(_WRITE)
+def pipe_goes_out_of_a_dgram_socket(lab: Lab) -> None:
+    """splice from a pipe sends a message on a SOCK_DGRAM socket."""
+    _from_pipe(lab, DGRAM)
+
+
+@GROUP.check(_WRITE)
+def pipe_goes_out_of_a_seqpacket_socket(lab: Lab) -> None:
+    """splice from a pipe sends a message on a SOCK_SEQPACKET socket."""
+    _from_pipe(lab, SEQPACKET)
+
+
+@GROUP.check(_WRITE)
+def file_goes_out_of_a_dgram_socket(lab: Lab) -> None:
+    """sendfile sends a message on a SOCK_DGRAM socket."""
+    _from_file(lab, DGRAM)
+
+
+@GROUP.check(_WRITE)
+def file_goes_out_of_a_seqpacket_socket(lab: Lab) -> None:
+    """sendfile sends a message on a SOCK_SEQPACKET socket."""
+    _from_file(lab, SEQPACKET)

@@ -1,0 +1,124 @@
+"""SIOCKCMUNATTACH."""
+
+from __future__ import annotations
+
+import errno
+
+from pykcm.binding import lib
+from pykcm.selftest.check import Group, code, rst
+from pykcm.selftest.lab import Lab, framed
+
+GROUP = Group("unattach", "SIOCKCMUNATTACH gives a TCP connection back")
+
+_UNATTACH = rst(
+    "Unattach transport sockets",
+    'An "unattach" ioctl is done with the kcm_unattach structure as the argument',
+)
+
+
+@GROUP.check(_UNATTACH)
+def connection_is_given_back(lab: Lab) -> None:
+    """After unattaching, the TCP socket reads the stream itself."""
+    kcm, near, far = lab.attached()
+    lab.unattach(kcm, near)
+    lab.calls.tcp_send(far, b"plain bytes")
+    lab.expect("a read of the TCP socket", lab.stream(near, 11), b"plain bytes")
+
+
+@GROUP.check(_UNATTACH)
+def nothing_more_is_delivered(lab: Lab) -> None:
+    """What arrives after unattaching does not go to the KCM socket."""
+    kcm, near, far = lab.attached()
+    lab.calls.tcp_send(far, framed(b"before"))
+    lab.received(kcm, [framed(b"before")])
+    lab.unattach(kcm, near)
+    lab.calls.tcp_send(far, framed(b"after"))
+    lab.silent(kcm)
+
+
+@GROUP.check(_UNATTACH)
+def connection_can_be_attached_again(lab: Lab) -> None:
+    """A connection that was unattached can be attached anew."""
+    program = lab.documented()
+    kcm, near, far = lab.attached(program)
+    lab.unattach(kcm, near)
+    lab.attach(kcm, near, program)
+    lab.calls.tcp_send(far, framed(b"again"))
+    lab.received(kcm, [framed(b"again")])
+
+
+@GROUP.check(_UNATTACH)
+def delivered_messages_stay(lab: Lab) -> None:
+    """Messages that a KCM socket has queued can be received after unattaching."""
+    kcm, near, far = lab.attached()
+    lab.calls.tcp_send(far, framed(b"queued"))
+    lab.expect("a peek", lab.peek(kcm), framed(b"queued"))
+    lab.unattach(kcm, near)
+    lab.received(kcm, [framed(b"queued")])
+
+
+@GROUP.check(_UNATTACH)
+def other_connections_go_on(lab: Lab) -> None:
+    """Messages are sent over the connections that are left."""
+    program = lab.documented()
+    kcm, near, _ = lab.attached(program)
+    other, far = lab.tcp()
+    lab.attach(kcm, other, program)
+    lab.unattach(kcm, near)
+    for number in range(3):
+        lab.calls.send(kcm.fileno(), [b"message %d" % number])
+        lab.streamed(far, b"message %d" % number)
+
+
+@GROUP.check(code("kcm_unattach, ready_rx_msg"))
+def complete_message_is_kept(lab: Lab) -> None:
+    """A complete message that no KCM socket had room for is not lost by unattaching."""
+    lab.isolate()
+    kcm, near, far = lab.attached()
+    lab.set_receive_disabled(kcm, 1)
+    lab.calls.tcp_send(far, framed(b"ready"))
+    shown = "RdyRx in the connection's status"
+    lab.eventually(shown, lambda: "RdyRx" in lab.multiplexor().psocks[0].status, True)
+    lab.unattach(kcm, near)
+    lab.set_receive_disabled(kcm, 0)
+    lab.either_end_has(kcm, near, framed(b"ready"))
+
+
+@GROUP.check(code("kcm_unattach, strp_done"))
+def partial_message_is_kept(lab: Lab) -> None:
+    """The first bytes of a message that is not complete go back to the TCP socket."""
+    kcm, near, far = lab.attached()
+    whole = framed(bytes(range(100)))
+    lab.calls.tcp_send(far, framed(b"one") + whole[:2])
+    lab.received(kcm, [framed(b"one")])
+    lab.unattach(kcm, near)
+    lab.calls.tcp_send(far, whole[2:])
+    lab.expect("a read of the TCP socket", lab.stream(near, len(whole)), whole)
+
+
+@GROUP.check(code("kcm_unattach_ioctl, sockfd_lookup"))
+def bad_descriptor_is_enoent(lab: Lab) -> None:
+    """A descriptor that is not open is ENOENT."""
+    lab.refused("unattach", errno.ENOENT, lab.calls.unattach, lab.kcm().fileno(), 987_654)
+
+
+@GROUP.check(code("kcm_unattach_ioctl"))
+def not_attached_is_enoent(lab: Lab) -> None:
+    """A connection that is not attached is ENOENT."""
+    near, _ = lab.tcp()
+    lab.refused("unattach", errno.ENOENT, lab.unattach, lab.kcm(), near)
+
+
+@GROUP.check(code("kcm_unattach_ioctl"))
+def second_time_is_enoent(lab: Lab) -> None:
+    """Unattaching twice is ENOENT."""
+    kcm, near, _ = lab.attached()
+    lab.unattach(kcm, near)
+    lab.refused("unattach", errno.ENOENT, lab.unattach, kcm, near)
+
+
+@GROUP.check(code("kcm_ioctl, copy_from_user"))
+def bad_pointer_is_efault(lab: Lab) -> None:
+    """SIOCKCMUNATTACH with an address that can't be read is EFAULT."""
+    arguments = lab.kcm().fileno(), lib.SIOCKCMUNATTACH, 0
+    lab.refused("unattach", errno.EFAULT, lab.calls.ioctl, *arguments)

@@ -1,0 +1,132 @@
+"""What this kernel and this process lack for the checks, found by trying."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pykcm import bpf, kernel
+from pykcm.errors import KCMError, UnavailableError
+
+_MODPROBE = (
+    "/etc/modprobe.d",
+    "/run/modprobe.d",
+    "/usr/local/lib/modprobe.d",
+    "/usr/lib/modprobe.d",
+    "/lib/modprobe.d",
+)  # modprobe.d(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """What can't be done here, each with its reason; empty texts where all is well.
+
+    Attributes:
+        no_sockets: why no KCM socket can be opened: then no check can be made.
+        no_programs: why no delineation program can be loaded: then no connection can be attached.
+    """
+
+    no_sockets: str = ""
+    no_programs: str = ""
+
+    @property
+    def obstacles(self) -> list[str]:
+        """The reasons why this is not a test of all that the kernel does."""
+        return [reason for reason in (self.no_sockets, self.no_programs) if reason]
+
+
+def survey() -> Environment:
+    """Try what the checks need."""
+    try:
+        kernel.open_socket().close()
+    except UnavailableError as error:  # pykcm's compiled module is missing
+        return Environment(no_sockets=str(error))
+    except OSError as error:
+        return Environment(no_sockets=_why_no_socket(error))
+    try:
+        bpf.Program.load("r0 = 0\nexit", name="kcm_selftest").close()
+    except (KCMError, OSError) as error:
+        return Environment(no_programs=f"no BPF program can be loaded{_who()}: {error}")
+    return Environment()
+
+
+def _why_no_socket(error: OSError) -> str:
+    name = errno.errorcode.get(error.errno or 0, str(error.errno))
+    what = f"socket(AF_KCM) fails with {name}{_who()}"
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return f"{what}: a seccomp filter or a security module forbids it"
+    if error.errno != errno.EAFNOSUPPORT:
+        return f"{what}: {error.strerror}"
+    where = forbidden()
+    if where:
+        return f"{what}: the module kcm is blacklisted by {where}; remove that, or modprobe kcm"
+    release = os.uname().release
+    modules = Path("/lib/modules") / release
+    if not modules.exists():
+        return (
+            f"{what}: this kernel has no AF_KCM built in, and no {modules} to load it from; "
+            "load kcm outside of this container or guest, or boot a kernel that has it"
+        )
+    if not _listed(modules):
+        return (
+            f"{what}: kernel {release} was built without AF_KCM (CONFIG_AF_KCM); boot one that "
+            "has it, such as Debian's stock kernels"
+        )
+    return f"{what}: the module kcm is there but was not loaded; run modprobe kcm as root"
+
+
+def forbidden(
+    directories: tuple[str, ...] = _MODPROBE, command_line: str = "/proc/cmdline"
+) -> str | None:
+    """Where it is written that the module kcm must not be loaded; None if nowhere."""
+    for path in _files(directories):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            words = line.split("#")[0].split()
+            if words[:2] in (["blacklist", "kcm"], ["install", "kcm"]) or words[:3] == [
+                *("alias", "net-pf-41", "off")
+            ]:
+                return f"{path}:{number}"
+    try:
+        options = Path(command_line).read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return None
+    for option in options:
+        name, _, modules = option.partition("=")
+        if name in ("module_blacklist", "modprobe.blacklist") and "kcm" in modules.split(","):
+            return f"the kernel's command line ({option})"
+    return None
+
+
+def _files(directories: tuple[str, ...]) -> Iterator[Path]:
+    for directory in directories:
+        yield from sorted(Path(directory).glob("*.conf"))
+
+
+def _listed(modules: Path) -> bool:
+    for name in ("modules.dep", "modules.builtin"):
+        try:
+            text = (modules / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        if re.search(r"/kcm\.ko\b", text):
+            return True
+    return False
+
+
+def _who() -> str:
+    """What is particular about this process, for a sentence."""
+    try:
+        mapping = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+    except OSError:
+        mapping = []
+    if mapping and mapping != ["0", "0", "4294967295"]:
+        return " in this user namespace"
+    return " as an ordinary user" if os.geteuid() else ""

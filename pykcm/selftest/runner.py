@@ -1,0 +1,210 @@
+"""Runs checks, each in a process of its own that is ended when its time is over.
+
+So a check can't hang the others, can't leave a socket behind for them, and may crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Literal, NoReturn
+
+from pykcm.selftest.calls import Calls, name_of
+from pykcm.selftest.check import Check, Failure, Skip
+from pykcm.selftest.environment import Environment
+from pykcm.selftest.lab import Lab
+
+Status = Literal["pass", "fail", "skip", "timeout", "error"]
+
+# How many seconds a killed process may take to go.  Beyond that it hangs in the kernel.
+_DYING = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a check went.
+
+    Attributes:
+        status: "pass"; "fail": the kernel did something else; "skip": it could not be tried here;
+            "timeout": it was ended when its time was over; "error": the check itself broke.
+        lines: what there is to say about it.
+        seconds: how long it took.
+    """
+
+    status: Status
+    lines: tuple[str, ...]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A check with the kernel it is made on.
+
+    Attributes:
+        check: the check.
+        calls: the kernel, or a mutation of it.
+        patience: seconds that the check waits for what has to happen.
+    """
+
+    check: Check
+    calls: Calls
+    patience: float = 10.0
+
+
+class _Child:
+    """A process that makes one check."""
+
+    def __init__(self, job: Job, environment: Environment) -> None:
+        self.limit = job.check.limit
+        self.start = time.monotonic()
+        self.deadline = self.start + self.limit
+        self._report = b""
+        self.fd, writing = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        gc.freeze()  # what is the parent's is not the child's to collect
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.fd)
+            _be_child(job, environment, writing)
+        gc.unfreeze()
+        os.close(writing)
+
+    def read(self) -> bool:
+        """Take what the child has written; True once it has ended or closed its end."""
+        piece = os.read(self.fd, 65536)
+        self._report += piece
+        return not piece
+
+    def finish(self) -> Outcome:
+        """End the child and all that it started, and say how it went."""
+        timed_out = time.monotonic() >= self.deadline and not self._report
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # Its children are in its process group.  It made the group itself, maybe not yet.
+            os.killpg(self.pid, signal.SIGKILL)
+        if timed_out:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        status = self._reap()
+        os.close(self.fd)
+        seconds = time.monotonic() - self.start
+        if status is None:
+            return Outcome(
+                "timeout",
+                (f"not ended by SIGKILL after {self.limit:g} s: see /proc/{self.pid}/stack",),
+                seconds,
+            )
+        if timed_out:
+            return Outcome("timeout", (f"ended after {self.limit:g} s",), seconds)
+        if not self._report:
+            died = (
+                f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+                if os.WIFSIGNALED(status)
+                else f"exit status {os.waitstatus_to_exitcode(status)}"
+            )
+            return Outcome("error", (f"the check's process died: {died}",), seconds)
+        found = json.loads(self._report)
+        return Outcome(found["status"], tuple(found["lines"]), seconds)
+
+    def _reap(self) -> int | None:
+        end = time.monotonic() + _DYING
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return status
+            time.sleep(0.002)
+        return None
+
+
+def run(jobs: Iterable[Job], environment: Environment, parallel: int = 1) -> Iterator[Outcome]:
+    """Make checks; the outcomes come in the order of the jobs.
+
+    Args:
+        jobs: what to do.
+        environment: what this process may do.
+        parallel: how many at once.
+    """
+    waiting = enumerate(jobs)
+    running: dict[int, tuple[int, _Child]] = {}
+    done: dict[int, Outcome] = {}
+    next_out = 0
+    poll = select.poll()
+    more = True
+    try:
+        while more or running:
+            while more and len(running) < parallel:
+                try:
+                    number, job = next(waiting)
+                except StopIteration:
+                    more = False
+                    break
+                if environment.no_sockets:
+                    done[number] = Outcome("skip", (environment.no_sockets,), 0.0)
+                    continue
+                child = _Child(job, environment)
+                poll.register(child.fd, select.POLLIN)
+                running[child.fd] = number, child
+            if running:
+                first = min(child.deadline for _, child in running.values())
+                ready = poll.poll(max(0.0, first - time.monotonic()) * 1000 + 1)
+                finished = {fd for fd, _ in ready if running[fd][1].read()}
+                now = time.monotonic()
+                finished |= {fd for fd, (_, child) in running.items() if child.deadline <= now}
+                for fd in finished:
+                    poll.unregister(fd)
+                    number, child = running.pop(fd)
+                    done[number] = child.finish()
+            while next_out in done:
+                yield done.pop(next_out)
+                next_out += 1
+    finally:
+        for _, child in running.values():
+            child.deadline = 0.0
+            child.finish()
+
+
+def _be_child(job: Job, environment: Environment, report: int) -> NoReturn:
+    """The child's whole life."""
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        os.dup2(2, 1)  # standard output is the report's alone
+        outcome, lines = _make(job, environment)
+        with open(report, "w", encoding="utf-8") as file:
+            json.dump({"status": outcome, "lines": lines}, file)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _make(job: Job, environment: Environment) -> tuple[Status, list[str]]:
+    try:
+        with Lab(job.calls, environment, job.patience) as lab:
+            job.check.body(lab)
+    except Skip as skip:
+        return "skip", str(skip).splitlines()
+    except Failure as failure:
+        return "fail", str(failure).splitlines()
+    except OSError as error:
+        # A call that had to succeed: that it did not is what the kernel does.
+        frame = traceback.extract_tb(error.__traceback__)
+        where = next((f for f in reversed(frame) if "checks" in f.filename), frame[-1])
+        return "fail", [
+            f"a call failed: {where.line}",
+            "expected: no error",
+            f"seen: {name_of(error.errno)}: {error}",
+        ]
+    except Exception:
+        return "error", traceback.format_exc().splitlines()
+    return "pass", []
