@@ -1,4 +1,4 @@
-"""What a check is: a statement about the kernel, where the statement comes from, and how to try it."""
+"""What a check is: a statement about the kernel, its source, and how to try it."""
 
 from __future__ import annotations
 

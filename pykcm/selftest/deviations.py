@@ -1,4 +1,8 @@
-"""The known deviations: checks that fail on some kernels, and why."""
+"""The known deviations: checks that fail on some kernels, and why.
+
+A range of kernels begins with the oldest one that was seen to behave so, unless the commit is
+known that brought it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,174 @@ class Deviation:
     since: str
 
 
-DEVIATIONS: tuple[Deviation, ...] = ()
+_SEEN = "at least 5.10; the code is older"
+_NO_TAIL = "5.10.156-5.10, 5.15.80-5.15, 6.0.10-"
+_NO_TAIL_SINCE = "5121197ecc5d (kcm: close race conditions on sk_receive_queue), 6.1"
+_NO_SPLICE_SINCE = "5bb3a5cb3e21 (kcm: Convert kcm_sendpage() to use MSG_SPLICE_PAGES), 6.5"
+
+DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation(
+        "clone.clone_is_close_on_exec",
+        "5.10-",
+        "a clone survives exec",
+        "kcm_ioctl() takes its descriptor with get_unused_fd_flags(0), and SIOCKCMCLONE has no "
+        "place for a flag",
+        _SEEN,
+    ),
+    Deviation(
+        "unattach.complete_message_is_kept",
+        "5.10-",
+        "unattaching drops a complete message that no KCM socket had room for",
+        "kcm_unattach() frees psock->ready_rx_msg; it counts that in RX-RdyDrops",
+        _SEEN,
+    ),
+    Deviation(
+        "unattach.partial_message_is_kept",
+        "5.10-",
+        "unattaching drops the first bytes of a message that is not complete",
+        "the stream parser has taken them off the TCP socket, and strp_done() frees them",
+        _SEEN,
+    ),
+    Deviation(
+        "delineation.documented_program_separates_messages",
+        "5.10-",
+        "every message of a segment gets the first one's length",
+        "__strp_recv() gives the program the segment from its first byte; where the message "
+        "begins stands in strp_msg.offset, of which kcm.rst says nothing",
+        _SEEN,
+    ),
+    Deviation(
+        "delineation.message_of_the_limit_is_delivered",
+        "5.10-",
+        "a message of nearly SO_RCVBUF (on 6.1: of more than half of it) never arrives, and no "
+        "error is posted",
+        "strp_data_ready() leaves the bytes in the TCP socket until need_bytes of them are there, "
+        "which is more than the TCP window lets in; the limit in strp_recv() is all of sk_rcvbuf",
+        _SEEN,
+    ),
+    Deviation(
+        "delineation.nothing_is_sent_after_an_error",
+        "5.10-",
+        "after a receive error was read by SO_ERROR, KCM goes on sending over the connection",
+        "strp_abort_strp() stops receiving only; sending stops by sk_err, which SO_ERROR clears",
+        _SEEN,
+    ),
+    Deviation(
+        "receive.short_seqpacket_keeps_the_rest",
+        _NO_TAIL,
+        "the rest of the message is lost",
+        "kcm_recvmsg() moves stm->offset of a message that skb_recv_datagram() has taken off the "
+        "queue already",
+        _NO_TAIL_SINCE,
+    ),
+    Deviation(
+        "receive.msg_trunc_tells_the_real_length",
+        "5.10-",
+        "MSG_TRUNC changes nothing",
+        "kcm_recvmsg() does not look at the flag",
+        _SEEN,
+    ),
+    Deviation(
+        "receive.fionread_tells_the_length",
+        "5.10-",
+        "FIONREAD is ENOTTY",
+        "kcm_ioctl() has its three own requests only",
+        _SEEN,
+    ),
+    Deviation(
+        "transmit.poll_tells_of_a_full_buffer",
+        "5.10-",
+        "poll reports POLLOUT always",
+        "datagram_poll() asks sock_writeable(), that is sk_wmem_alloc, which KCM does not use: it "
+        "counts in sk_wmem_queued",
+        _SEEN,
+    ),
+    Deviation(
+        "transmit.closing_sends_the_rest",
+        "5.10-",
+        "what was still queued is thrown away",
+        "kcm_release() purges sk_write_queue, and aborts the connection it was writing to",
+        _SEEN,
+    ),
+    Deviation(
+        "options.get_negative_length_is_einval",
+        "5.10-5.10.213, 5.11-5.15.152, 5.16-6.1.82, 6.2-6.6.22, 6.7-6.7.10, 6.8-6.8.1",
+        "a negative length is taken as four bytes",
+        "kcm_getsockopt() asked whether the length is negative after an unsigned minimum; mended "
+        "by 'net: kcm: fix incorrect parameter validation in the kcm_getsockopt) function', 6.9",
+        _SEEN,
+    ),
+    Deviation(
+        "disconnect.reader_learns_of_the_end",
+        "5.10-",
+        "a reader of the KCM socket waits for ever",
+        "psock_state_change() posts the error on the TCP socket alone",
+        _SEEN,
+    ),
+    Deviation(
+        "disconnect.nothing_is_sent_after_the_end",
+        "5.10-",
+        "after EPIPE was read by SO_ERROR, KCM goes on sending over a half closed connection",
+        "psock_state_change() sets sk_err and nothing else; SO_ERROR clears it",
+        _SEEN,
+    ),
+    Deviation(
+        "splice.short_splice_keeps_the_rest",
+        _NO_TAIL,
+        "the rest of the message is lost",
+        "as in kcm_recvmsg(): skb_recv_datagram() has taken it off the queue",
+        _NO_TAIL_SINCE,
+    ),
+    Deviation(
+        "splice.receive_after_splice_tells_the_end",
+        _NO_TAIL,
+        "the message is gone, and its MSG_EOR with it",
+        "as in kcm_recvmsg(): skb_recv_datagram() has taken it off the queue",
+        _NO_TAIL_SINCE,
+    ),
+    Deviation(
+        "splice.pipe_goes_out_of_a_seqpacket_socket",
+        "6.5-",
+        "the message stays open, and nothing is sent",
+        "kcm_sendmsg() ends a message of SOCK_SEQPACKET at MSG_EOR only, which splice can't give",
+        _NO_SPLICE_SINCE,
+    ),
+    Deviation(
+        "splice.file_goes_out_of_a_seqpacket_socket",
+        "6.5-",
+        "the message stays open, and nothing is sent",
+        "kcm_sendmsg() ends a message of SOCK_SEQPACKET at MSG_EOR only, which sendfile can't give",
+        _NO_SPLICE_SINCE,
+    ),
+    Deviation(
+        "statistics.unattach_is_counted",
+        "5.10-",
+        "the column Unattach shows what belongs to UnattchRsvd",
+        "kcm_stats_seq_show() prints the two values the wrong way round",
+        _SEEN,
+    ),
+    Deviation(
+        "statistics.unattach_of_a_reserved_connection_is_counted",
+        "5.10-",
+        "the column UnattchRsvd shows what belongs to Unattach",
+        "kcm_stats_seq_show() prints the two values the wrong way round",
+        _SEEN,
+    ),
+    Deviation(
+        "statistics.abort_is_counted",
+        "5.10-",
+        "RX-Aborts is always 0",
+        "save_strp_stats() counts strp->aborted, which nothing sets",
+        _SEEN,
+    ),
+    Deviation(
+        "statistics.sending_again_is_counted",
+        "5.10-",
+        "TX-Retries is always 0",
+        "aggregate_mux_stats() leaves tx_retries out",
+        _SEEN,
+    ),
+)
 
 
 def known(check: str, version: versions.Version) -> Deviation | None:

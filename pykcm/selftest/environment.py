@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pykcm import bpf, kernel
+from pykcm import bpf, kernel, loopback
 from pykcm.errors import KCMError, UnavailableError
 
 _MODPROBE = (
@@ -20,6 +20,9 @@ _MODPROBE = (
     "/lib/modprobe.d",
 )  # modprobe.d(5)
 
+# Such as the checks load: what the assembler needs for it is then ready in each of their processes.
+_PROGRAM = "r6 = r1\nr0 = *(u32 *)skb[0]\nr0 += 4\nexit"
+
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
@@ -28,15 +31,18 @@ class Environment:
     Attributes:
         no_sockets: why no KCM socket can be opened: then no check can be made.
         no_programs: why no delineation program can be loaded: then no connection can be attached.
+        no_connections: why there is no TCP connection to attach.
     """
 
     no_sockets: str = ""
     no_programs: str = ""
+    no_connections: str = ""
 
     @property
     def obstacles(self) -> list[str]:
         """The reasons why this is not a test of all that the kernel does."""
-        return [reason for reason in (self.no_sockets, self.no_programs) if reason]
+        reasons = self.no_sockets, self.no_programs, self.no_connections
+        return [reason for reason in reasons if reason]
 
 
 def survey() -> Environment:
@@ -47,11 +53,26 @@ def survey() -> Environment:
         return Environment(no_sockets=str(error))
     except OSError as error:
         return Environment(no_sockets=_why_no_socket(error))
+    return Environment(no_programs=_why_no_program(), no_connections=_why_no_connection())
+
+
+def _why_no_program() -> str:
     try:
-        bpf.Program.load("r0 = 0\nexit", name="kcm_selftest").close()
+        bpf.Program.load(_PROGRAM, name="kcm_selftest").close()
     except (KCMError, OSError) as error:
-        return Environment(no_programs=f"no BPF program can be loaded{_who()}: {error}")
-    return Environment()
+        return f"no BPF program can be loaded{_who()}: {error}"
+    return ""
+
+
+def _why_no_connection() -> str:
+    try:
+        for end in loopback.connection():
+            end.close()
+    except OSError as error:
+        return (
+            f"no TCP connection to 127.0.0.1 can be made ({error}): set the loopback interface up"
+        )
+    return ""
 
 
 def _why_no_socket(error: OSError) -> str:

@@ -32,6 +32,9 @@ DOCUMENTED = "r6 = r1\nr0 = *(u32 *)skb[0]\nr0 += 4\nexit"
 #: A length that DOCUMENTED's messages stay under, in bytes.
 ROOM = 1 << 18
 
+#: Patience for what is known not to happen on many kernels, in seconds.
+SOON = 2.0
+
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _SO_MEMINFO, _WMEM_QUEUED = 55, 5  # include/uapi/asm-generic/socket.h, linux/sock_diag.h
@@ -61,6 +64,7 @@ class Lab:
         self.quiet = quiet
         self._open = contextlib.ExitStack()
         self._sockets: list[socket.socket] = []
+        self._isolated = False
 
     def __enter__(self) -> Lab:
         return self
@@ -90,6 +94,8 @@ class Lab:
 
     def tcp(self) -> tuple[socket.socket, socket.socket]:
         """A TCP connection's two ends, neither of which delays what is written."""
+        if self.environment.no_connections and not self._isolated:
+            raise Skip(self.environment.no_connections)
         near, far = loopback.connection(self.patience)
         for sock in (near, far):
             self.keep(sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -144,6 +150,7 @@ class Lab:
             flags = struct.unpack_from("H", request, 16)[0] | _IFF_UP
             struct.pack_into("H", request, 16, flags)
             self.calls.ioctl(control.fileno(), _SIOCSIFFLAGS, request)
+        self._isolated = True
 
     # --- looking
 
@@ -294,7 +301,7 @@ class Lab:
         return next(s.receive_queue for s in self.multiplexor().sockets if s.index == number)
 
     def totals(self) -> dict[str, int]:
-        """The columns of /proc/net/kcm_stats by the kernel's names, "MUX" or "Psock" before them."""
+        """The columns of /proc/net/kcm_stats: "MUX" or "Psock" and the kernel's name."""
         lines = [line.split() for line in self.calls.proc("kcm_stats").splitlines()]
         return {
             f"{names[0]} {name}": int(value)

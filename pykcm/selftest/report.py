@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 from pykcm.selftest import ktap, runner, versions
@@ -115,22 +115,18 @@ def select(pattern: str | None, groups: Sequence[Group] = GROUPS) -> list[Group]
     """
     if pattern is None:
         return list(groups)
+    matches: Callable[[str], object]
     if len(pattern) > 1 and pattern.startswith("/") and pattern.endswith("/"):
         try:
-            expression = re.compile(pattern[1:-1])
+            matches = re.compile(pattern[1:-1]).search
         except re.error as error:
             raise ValueError(f"{pattern} is no regular expression: {error}") from None
     else:
-        expression = re.compile(fnmatch.translate(pattern))
-        expression = re.compile(rf"(?:{expression.pattern})")
+        matches = re.compile(fnmatch.translate(pattern)).match
     found = []
     for group in groups:
         some = Group(group.name, group.title)
-        some.checks = [
-            check
-            for check in group.checks
-            if (expression.search if pattern.startswith("/") else expression.match)(check.name)
-        ]
+        some.checks = [check for check in group.checks if matches(check.name)]
         if some.checks:
             found.append(some)
     if not found:

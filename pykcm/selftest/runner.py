@@ -177,6 +177,7 @@ def _be_child(job: Job, environment: Environment, report: int) -> NoReturn:
     status = 1
     try:
         os.setpgid(0, 0)
+        gc.disable()  # it would touch, and so copy, every page of the parent's
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         os.dup2(2, 1)  # standard output is the report's alone

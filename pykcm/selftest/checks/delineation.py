@@ -9,7 +9,7 @@ import struct
 from pykcm import delineation
 from pykcm.errors import CapabilityError, UnavailableError
 from pykcm.selftest.check import Failure, Group, Skip, code, rst
-from pykcm.selftest.lab import Lab, framed
+from pykcm.selftest.lab import SOON, Lab, framed
 
 GROUP = Group("delineation", "The BPF program finds the messages in the TCP stream")
 
@@ -192,17 +192,17 @@ def limit_is_set_by_so_rcvbuf(lab: Lab) -> None:
         "on the attached TCP socket",
     )
 )
-def message_below_the_limit_is_delivered(lab: Lab) -> None:
-    """A message nearly as long as SO_RCVBUF arrives."""
+def message_of_the_limit_is_delivered(lab: Lab) -> None:
+    """A message as long as SO_RCVBUF arrives."""
     kcm = lab.kcm()
     near, far = lab.tcp()
     near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-    message = framed(bytes(120_000 - 4))
+    message = framed(bytes(near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) - 4))
     far.setblocking(False)
     lab.attach(kcm, near, lab.documented())
     sent = far.send(message)
     lab.expect("bytes that the sender's TCP took", sent, len(message))
-    lab.patience = min(lab.patience, 2.0)
+    lab.patience = min(lab.patience, SOON)
     lab.received(kcm, [message])
 
 

@@ -8,7 +8,7 @@ import socket
 import tempfile
 
 from pykcm.selftest.check import Failure, Group, code
-from pykcm.selftest.lab import DGRAM, SEQPACKET, Lab
+from pykcm.selftest.lab import DGRAM, SEQPACKET, SOON, Lab
 
 GROUP = Group("splice", "splice and sendfile, from and to a KCM socket")
 
@@ -70,7 +70,7 @@ def _from_pipe(lab: Lab, kind: int) -> None:
     reading, writing = lab.pipe()
     os.write(writing, b"through a pipe")
     lab.expect("what splice returned", lab.calls.splice(reading, kcm.fileno(), 14), 14)
-    lab.patience = min(lab.patience, 1.0)
+    lab.patience = min(lab.patience, SOON)
     lab.streamed(far, b"through a pipe")
 
 
@@ -80,7 +80,7 @@ def _from_file(lab: Lab, kind: int) -> None:
         file.write(b"out of a file")
         file.flush()
         lab.expect("sendfile", lab.calls.send_file(kcm.fileno(), file.fileno(), 13), 13)
-    lab.patience = min(lab.patience, 1.0)
+    lab.patience = min(lab.patience, SOON)
     lab.streamed(far, b"out of a file")
 
 

@@ -8,7 +8,7 @@ import struct
 
 from pykcm.binding import lib
 from pykcm.selftest.check import Group, code
-from pykcm.selftest.lab import Lab, framed
+from pykcm.selftest.lab import SOON, Lab, framed
 
 GROUP = Group("statistics", "/proc/net/kcm and /proc/net/kcm_stats")
 
@@ -160,6 +160,7 @@ def attach_is_counted(lab: Lab) -> None:
 @GROUP.check(_STATS)
 def unattach_is_counted(lab: Lab) -> None:
     """Unattach counts the connections that were unattached."""
+    lab.patience = min(lab.patience, SOON)
     lab.isolate()
     kcm, near, _ = lab.attached()
     lab.unattach(kcm, near)
@@ -169,6 +170,7 @@ def unattach_is_counted(lab: Lab) -> None:
 @GROUP.check(_STATS)
 def unattach_of_a_reserved_connection_is_counted(lab: Lab) -> None:
     """UnattchRsvd counts no connection that was idle when it was unattached."""
+    lab.patience = min(lab.patience, SOON)
     lab.isolate()
     kcm, near, _ = lab.attached()
     lab.unattach(kcm, near)
@@ -239,7 +241,7 @@ def abort_is_counted(lab: Lab) -> None:
     _, near, far = lab.attached(lab.program(f"r0 = {-errno.EBADMSG}\nexit"))
     lab.calls.tcp_send(far, b"anything")
     lab.posted(near, errno.EBADMSG)
-    lab.patience = min(lab.patience, 1.0)
+    lab.patience = min(lab.patience, SOON)
     _total(lab, "Psock RX-Aborts", 1)
 
 
@@ -276,6 +278,7 @@ def failed_sending_is_counted(lab: Lab) -> None:
 @GROUP.check(_STATS)
 def sending_again_is_counted(lab: Lab) -> None:
     """TX-Retries counts the messages that had to be sent over another connection."""
+    lab.patience = min(lab.patience, SOON)
     lab.isolate()
     _send_over_a_broken_connection(lab)
     _total(lab, "MUX TX-Retries", 1)

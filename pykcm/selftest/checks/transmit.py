@@ -12,7 +12,7 @@ import time
 
 from pykcm.binding import lib
 from pykcm.selftest.check import Failure, Group, code, rst
-from pykcm.selftest.lab import SEQPACKET, Lab, framed
+from pykcm.selftest.lab import SEQPACKET, SOON, Lab, framed
 
 GROUP = Group("transmit", "send, sendmsg, sendmmsg, write, poll of a KCM socket")
 
@@ -338,5 +338,5 @@ def closing_sends_the_rest(lab: Lab) -> None:
     far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     count = _fill(lab, kcm, framed(bytes(996)))
     lab.calls.close(kcm)
-    lab.patience = min(lab.patience, 3.0)
+    lab.patience = min(lab.patience, SOON)
     lab.expect("bytes that reached the peer", len(lab.stream(far, 1000 * count)), 1000 * count)
