@@ -86,7 +86,7 @@ class TestTheEnd:
     ) -> None:
         near, far = connect()
         # So small that most of it is still in TCP when the peer has closed.
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         messages = [message(struct.pack(">I", i) + bytes(i % 700)) for i in range(10_000)]
         mux.attach(near, any_buffer=True)
         writer = write_and_close(far, messages)
