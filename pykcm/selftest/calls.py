@@ -15,7 +15,7 @@ import select
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pykcm import bpf, kernel
 from pykcm.binding import ffi, lib
@@ -113,6 +113,10 @@ class Calls:
         poll.register(fd, events)
         ready = poll.poll(max(0.0, seconds) * 1000)
         return ready[0][1] if ready else 0
+
+    def epoll(self) -> Any:
+        """A select.epoll, or what looks like one."""
+        return select.epoll()
 
     def splice(self, source: int, target: int, count: int) -> int:
         return os.splice(source, target, count)

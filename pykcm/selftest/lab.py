@@ -94,12 +94,16 @@ class Lab:
 
     def tcp(self) -> tuple[socket.socket, socket.socket]:
         """A TCP connection's two ends, neither of which delays what is written."""
-        if self.environment.no_connections and not self._isolated:
-            raise Skip(self.environment.no_connections)
+        self.need_connections()
         near, far = loopback.connection(self.patience)
         for sock in (near, far):
             self.keep(sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return near, far
+
+    def need_connections(self) -> None:
+        """Skip the check if there is no TCP here."""
+        if self.environment.no_connections and not self._isolated:
+            raise Skip(self.environment.no_connections)
 
     def program(self, text: str) -> bpf.Program:
         """A delineation program in the kernel."""

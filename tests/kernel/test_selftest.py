@@ -74,10 +74,9 @@ class TestAnotherParser:
     """Perl's TAP::Parser, which knows nothing of pykcm, counts the same."""
 
     @staticmethod
-    def prove(file: Path) -> str:
-        # Without --nocolor and with a terminal it would colour what it says.
+    def prove(*files: Path) -> str:
         return subprocess.run(
-            ["prove", "--nocolor", "-v", "-e", "cat", str(file)],
+            ["prove", "--nocolor", "-e", "cat", *map(str, files)],
             capture_output=True,
             text=True,
             check=False,
@@ -93,24 +92,21 @@ class TestAnotherParser:
         assert "Result: PASS" in said
 
     def test_checks(self, report: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
-        counted = 0
+        files = []
         for number, block in enumerate(ktap.blocks(report.stdout)):
-            file = tmp_path / f"{number}.tap"
-            file.write_text(block, encoding="utf-8")
-            said = self.prove(file)
-            assert "Parse errors" not in said, said
-            found = re.search(r"Files=1, Tests=(\d+),", said)
-            assert found, said
-            counted += int(found[1])
-        assert counted == len(listed())
+            files.append(tmp_path / f"{number}.tap")
+            files[-1].write_text(block, encoding="utf-8")
+        said = self.prove(*files)
+        assert "Parse errors" not in said, said
+        assert f"Files={len(files)}, Tests={len(listed())}," in said, said
 
 
 def test_json(report: subprocess.CompletedProcess[str]) -> None:
-    result = run("--json", "--filter", "attach.*")
+    result = run("--json", "--filter", "attach.u*")
     document = json.loads(result.stdout)
     assert result.returncode == document["exit_status"] == 0
     assert [check["name"] for check in document["checks"]] == [
-        name for name in listed() if name.startswith("attach.")
+        name for name in listed() if name.startswith("attach.u")
     ]
     assert {check["status"] for check in document["checks"]} <= {"pass", "skip"}
     assert os.uname().release in document["kernel"]

@@ -146,6 +146,7 @@ def kcm_socket_is_eopnotsupp(lab: Lab) -> None:
 @GROUP.check(code("kcm_attach, IPPROTO_TCP"))
 def mptcp_is_eopnotsupp(lab: Lab) -> None:
     """A Multipath TCP connection is EOPNOTSUPP."""
+    lab.need_connections()
     try:
         listener = lab.keep(socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
         near = lab.keep(socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))

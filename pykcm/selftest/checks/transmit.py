@@ -308,7 +308,7 @@ def epoll_tells_of_new_room(lab: Lab) -> None:
     """Edge-triggered epoll has no event while the buffer is full, and one when there is room."""
     kcm = lab.kcm()
     _fill(lab, kcm)
-    with select.epoll() as epoll:
+    with lab.calls.epoll() as epoll:
         epoll.register(kcm.fileno(), select.EPOLLOUT | select.EPOLLET)
         epoll.poll(0)  # the registering itself is an edge
         lab.expect("events while full", epoll.poll(lab.quiet), [])

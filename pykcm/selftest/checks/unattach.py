@@ -21,8 +21,9 @@ def connection_is_given_back(lab: Lab) -> None:
     """After unattaching, the TCP socket reads the stream itself."""
     kcm, near, far = lab.attached()
     lab.unattach(kcm, near)
-    lab.calls.tcp_send(far, b"plain bytes")
-    lab.expect("a read of the TCP socket", lab.stream(near, 11), b"plain bytes")
+    # Were it still attached, this would be a message to KCM.
+    lab.calls.tcp_send(far, framed(b"bytes"))
+    lab.expect("a read of the TCP socket", lab.stream(near, 9), framed(b"bytes"))
 
 
 @GROUP.check(_UNATTACH)
