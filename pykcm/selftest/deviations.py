@@ -206,3 +206,12 @@ def known(check: str, version: versions.Version) -> Deviation | None:
         if deviation.check == check and versions.within(version, deviation.kernels):
             return deviation
     return None
+
+
+def table() -> str:
+    """The deviations as a table in Markdown."""
+    lines = ["| check | kernels | what happens | cause | since |", "|---|---|---|---|---|"]
+    for deviation in DEVIATIONS:
+        words = (deviation.kernels, deviation.happens, deviation.cause, deviation.since)
+        lines.append(f"| `{deviation.check}` | {' | '.join(words)} |")
+    return "\n".join(lines) + "\n"

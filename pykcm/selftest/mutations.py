@@ -1215,8 +1215,8 @@ REPAIRS: tuple[Mutation, ...] = (
 
 
 def table(mutations: Sequence[Mutation] = MUTATIONS) -> str:
-    """The mutations as a table in Markdown."""
-    lines = ["| what is broken | checks that fail |", "|---|---|"]
+    """Mutations or repairs as a table in Markdown."""
+    lines = ["| what is changed | checks that show it |", "|---|---|"]
     for mutation in mutations:
         checks = ", ".join(f"`{check}`" for check in mutation.checks)
         lines.append(f"| {mutation.what} | {checks} |")

@@ -6,6 +6,7 @@ So a check can't hang the others, can't leave a socket behind for them, and may 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import json
@@ -27,6 +28,8 @@ Status = Literal["pass", "fail", "skip", "timeout", "error"]
 
 # How many seconds a killed process may take to go.  Beyond that it hangs in the kernel.
 _DYING = 10.0
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +180,7 @@ def _be_child(job: Job, environment: Environment, report: int) -> NoReturn:
     status = 1
     try:
         os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
         gc.disable()  # it would touch, and so copy, every page of the parent's
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pykcm.selftest import deviations, environment, ktap, report, runner, versions
+from pykcm.selftest import deviations, environment, ktap, mutations, report, runner, versions
 from pykcm.selftest.calls import Calls
 from pykcm.selftest.check import Check, Failure, Group, Skip, every
 from pykcm.selftest.checks import GROUPS
@@ -194,6 +194,30 @@ class TestDeviations:
         assert (known is not None) == lost
 
 
+class TestMutations:
+    def test_each_check_has_one(self) -> None:
+        broken = {check for mutation in mutations.MUTATIONS for check in mutation.checks}
+        assert broken == set(CHECKS)
+
+    def test_each_known_deviation_has_a_repair(self) -> None:
+        repaired = {check for mutation in mutations.REPAIRS for check in mutation.checks}
+        assert repaired == {deviation.check for deviation in deviations.DEVIATIONS}
+
+    def test_each_is_described_once(self) -> None:
+        described = Counter(mutation.what for mutation in mutations.MUTATIONS)
+        assert [what for what, count in described.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    "table",
+    [mutations.table(), mutations.table(mutations.REPAIRS), deviations.table()],
+    ids=["mutations", "repairs", "deviations"],
+)
+def test_the_documentation_has_the_table(table: str) -> None:
+    text = (Path(__file__).parents[2] / "docs/selftest.md").read_text(encoding="utf-8")
+    assert table in text, f"docs/selftest.md needs this table:\n{table}"
+
+
 class TestVersions:
     @pytest.mark.parametrize(
         ("version", "ranges", "inside"),
@@ -284,6 +308,28 @@ class TestRunner:
         except OSError:
             return False
         return status.rpartition(")")[2].split()[0] != "Z"
+
+    def test_a_check_ends_with_the_runner(self, tmp_path: Path) -> None:
+        file = tmp_path / "check"
+
+        def waits(lab: Lab) -> None:
+            file.write_text(str(os.getpid()), encoding="ascii")
+            signal.pause()
+
+        pid = os.fork()
+        if pid == 0:
+            run(waits)
+            os._exit(0)
+        end = time.monotonic() + 10
+        while not (file.exists() and file.read_text(encoding="ascii")):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        child = int(file.read_text(encoding="ascii"))
+        while time.monotonic() < end and self._runs(child):
+            time.sleep(0.01)
+        assert not self._runs(child)
 
     def test_a_check_that_crashes(self) -> None:
         def crashes(lab: Lab) -> None:

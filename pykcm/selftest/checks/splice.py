@@ -84,7 +84,7 @@ def _from_file(lab: Lab, kind: int) -> None:
     lab.streamed(far, b"out of a file")
 
 
-_WRITE = code('kcm_sendpage: "No MSG_EOR from splice, only look at MSG_MORE"')
+_WRITE = code('kcm_sendpage: "No MSG_EOR from splice, only look at MSG_MORE"') + " (up to 6.4)"
 
 
 @GROUP.check(_WRITE)
