@@ -154,12 +154,15 @@ class SteppedFraming(Framing):
         if strategy is None:
             strategy = find_strategy()
         code = Code()
-        code.add(*strategy.lines("r7").splitlines(), "r8 = 0")
+        code.comment("r6: the skb; r7: where in it the message begins")
+        code.add(*(line.strip() for line in strategy.lines("r7").splitlines()))
+        code.comment("r8: the length so far")
+        code.add("r8 = 0")
         for step in self.steps:
             step.emit(code)
         code.add("r0 = r8", "exit")
         for label, error in ((code.bad(), errno.EBADMSG), (code.oversize(), errno.EMSGSIZE)):
             if code.wants(label):
                 code.place(label)
-                code.add(f"r0 = -{error}", "exit")
+                code.add(f"r0 = -{error}  # {errno.errorcode[error]}", "exit")
         return code.text()

@@ -73,6 +73,9 @@ class Code:
     def add(self, *lines: str) -> None:
         self._lines += [f"    {line}" for line in lines]
 
+    def comment(self, text: str) -> None:
+        self._lines.append(f"    # {text}")
+
     def label(self, stem: str) -> str:
         """A label's name that is new in this program."""
         number = self._labels[stem] = self._labels.get(stem, 0) + 1
