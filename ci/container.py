@@ -90,6 +90,9 @@ def own_engine() -> Iterator[docker.DockerClient]:
             except subprocess.TimeoutExpired:
                 engine.kill()
                 engine.wait()
+            # The engine leaves the name of the host's network mounted.
+            for mounted in Path(scratch, "run", "netns").glob("*"):
+                subprocess.run(["umount", "--lazy", mounted], check=False)
 
 
 def provide_base(client: docker.DockerClient) -> None:

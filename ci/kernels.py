@@ -106,11 +106,9 @@ def machine_archives() -> tuple[str, str]:
                 "set PYKCM_DEBIAN_MIRROR to the address of a Debian archive"
             )
     security = None
-    listing = run(
-        "apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"
-    )
-    for line in listing.splitlines():
-        suite, _, address = line.partition(" ")
+    # This fetches nothing. It tells the addresses whichever of its formats the sources are in.
+    listing = run("apt-get", "--print-uris", "update")
+    for address, suite in re.findall(r"^'(.+?)/dists/(.+)/InRelease'", listing, re.MULTILINE):
         if address.startswith("cdrom:"):
             continue
         if suite.endswith(("-security", "/updates")):
@@ -122,7 +120,7 @@ def machine_archives() -> tuple[str, str]:
             "this machine's apt sources name no Debian suite; "
             "set PYKCM_DEBIAN_MIRROR to the address of a Debian archive"
         )
-    return mirror, security or mirror.rstrip("/") + "-security/"
+    return mirror, security or mirror.rstrip("/") + "-security"
 
 
 class Apt:
