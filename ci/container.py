@@ -1,9 +1,11 @@
 """The tests in a container: `make container`.
 
 Where this host's kernel has KCM the container is privileged and tests that kernel. Elsewhere it
-needs no privilege: it boots the kernel that is in its image and runs the kernel tests there. If no engine answers, one is started
-for the time of the run, with its data in the project's cache; if no registry is reached, the base
-image is made from Debian's packages. The JUnit XML files come out to reports/container/.
+needs no privilege: it boots the kernel that is in its image and runs the kernel tests there.
+
+If no engine answers, one is started for the time of the run, with its data in the project's cache.
+If no registry is reached, the base image is made from Debian's packages. The JUnit XML files come
+out to reports/container/.
 """
 
 from __future__ import annotations
