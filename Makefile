@@ -14,7 +14,7 @@ demo: ## messages over four TCP connections to three processes, each checked
 test: ## every test: the unit tests here, the kernel tests where there is KCM
 	@ci/test $(ARGS)
 
-matrix: ## the kernel tests on every kernel series, and a table of the results
+matrix: ## the selftest and the kernel tests on every kernel series, and a table
 	@ci/matrix $(ARGS)
 
 container: ## the tests in a container

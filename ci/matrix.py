@@ -1,12 +1,14 @@
-"""The kernel tests on every kernel series: one table, check by kernel.
+"""The selftest and the kernel tests on every kernel series: one table, check by kernel.
 
 The table goes to the screen and to docs/kernels.md. A kernel that could not be had, did not boot or
-ran no test is a failure that says so.
+ran no test is a failure that says so. So is one that deviates from what pykcm's table of known
+deviations says of it, for better or for worse.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -26,7 +28,15 @@ REPORTS = ROOT / "reports"
 DOCUMENT = ROOT / "docs" / "kernels.md"
 TIMEOUT = 1200  # seconds for one kernel, boot included
 
-PASS, FAIL, SKIP, ABSENT = "pass", "FAIL", "skip", "ABSENT"
+PASS, DEVIATES, FAIL, SKIP, ABSENT = "pass", "deviates", "FAIL", "skip", "ABSENT"
+
+# One boot for both; what the selftest says is kept, and the tests' exit status is the whole's.
+COMMAND = """\
+echo "kcm selftest: its report goes to $1"
+kcm selftest --json --expect-known >"$1"
+shift
+exec "$@"
+"""
 
 
 @dataclass
@@ -39,12 +49,18 @@ class Column:
     reasons: set[tuple[str, str]] = field(default_factory=set)
     problem: str | None = None
 
+    @property
+    def failed(self) -> bool:
+        return any(counts[FAIL] for counts in self.outcomes.values())
+
     def cell(self, check: str) -> str:
         counts = self.outcomes.get(check, Counter())
         if not counts:
             return ABSENT
         if counts[FAIL]:
             return FAIL if len(counts) == 1 else f"{FAIL} {counts[FAIL]} of {counts.total()}"
+        if counts[DEVIATES]:
+            return DEVIATES
         if counts[SKIP] and counts[PASS]:
             return f"{PASS}, {SKIP} {counts[SKIP]} of {counts.total()}"
         return SKIP if counts[SKIP] else PASS
@@ -53,6 +69,19 @@ class Column:
         self.outcomes.setdefault(check, Counter())[outcome] += 1
         if reason:
             self.reasons.add((check, reason))
+
+    def read_selftest(self, report: Path) -> None:
+        """Add the checks of `kcm selftest --json --expect-known`."""
+        for check in json.loads(report.read_text(encoding="utf-8"))["checks"]:
+            name, status, lines = check["name"], check["status"], check["lines"]
+            if not check["ok"]:
+                self.add(name, FAIL)
+            elif status == "skip":
+                self.add(name, SKIP, " ".join(lines))
+            elif status == "fail":
+                self.add(name, DEVIATES, check["known_deviation"]["happens"])
+            else:
+                self.add(name, PASS)
 
     def read_junit(self, report: Path) -> None:
         """Add the tests of a JUnit XML file; those that differ in a parameter share a row."""
@@ -80,20 +109,29 @@ def run_on(series: str, arguments: list[str]) -> Column:
     except KernelUnavailableError as reason:
         column.problem = f"could not be had: {reason}"
         return column
-    report = REPORTS / f"kernel-{series}.xml"
-    report.unlink(missing_ok=True)
-    command = ["ci/vm", "--kernel", series, "--timeout", str(TIMEOUT), "--", "pytest"]
-    command += ["tests/kernel", f"--junitxml={report.relative_to(ROOT)}", *arguments]
+    tests = REPORTS / f"kernel-{series}.xml"
+    selftest = REPORTS / f"selftest-{series}.json"
+    for report in (tests, selftest):
+        report.unlink(missing_ok=True)
+    command = ["ci/vm", "--kernel", series, "--timeout", str(TIMEOUT), "--"]
+    command += ["sh", "-c", COMMAND, "sh", str(selftest.relative_to(ROOT))]
+    command += ["pytest", "tests/kernel", f"--junitxml={tests.relative_to(ROOT)}", *arguments]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
-    if report.exists():
-        column.read_junit(report)
+    unread = []
+    for report, read in ((selftest, column.read_selftest), (tests, column.read_junit)):
+        try:
+            read(report)
+        except (OSError, ValueError, ElementTree.ParseError):
+            unread.append(report.name)
     if status == GUEST_FAILED:
         column.problem = "did not boot, or died; its last words are above"
     elif status == TIMED_OUT:
         column.problem = f"was not done after {TIMEOUT} s"
+    elif unread:
+        column.problem = f"left no readable {' and '.join(unread)}"
     elif not column.outcomes:
         column.problem = f"ran no test (exit status {status})"
-    elif status:
+    elif status or column.failed:
         column.problem = "has checks that failed"
     return column
 
@@ -101,9 +139,11 @@ def run_on(series: str, arguments: list[str]) -> Column:
 def markdown(columns: list[Column], checks: list[str]) -> str:
     """The table as a document."""
     lines = [
-        "# pykcm's kernel tests, kernel by kernel",
+        "# Kernel by kernel",
         "",
-        "Written by `make matrix`. A check that has variants counts them in its cell.",
+        "Written by `make matrix`: first the checks of `kcm selftest`, then pykcm's own kernel",
+        "tests. A test that has variants counts them in its cell; *deviates* means that the kernel",
+        "does not do what the check asks, as pykcm's table of known deviations says of it.",
         "5.10 is a User-Mode Linux kernel; the others are Debian's stock kernels in QEMU.",
         "",
         "| check | " + " | ".join(column.series for column in columns) + " |",
@@ -115,7 +155,7 @@ def markdown(columns: list[Column], checks: list[str]) -> str:
         lines.append(f"| {check} | {cells} |")
     notes = sorted(
         {
-            f"- {check} is skipped on {column.series}: {reason}"
+            f"- {check}, {column.series}, {column.cell(check)}: {reason}"
             for column in columns
             for check, reason in column.reasons
         }
