@@ -79,7 +79,7 @@ class Framing(abc.ABC):
             UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
             VerifierError, BPFError: the kernel refuses the program.
         """
-        return bpf.Program.load(self.assembly(strategy), name="pykcm_framing")
+        return bpf.Program.load(_code(self, strategy), name="pykcm_framing")
 
     def replace(self: _Self, **changes: Any) -> _Self:
         """A copy with other arguments, as in `protocols.THRIFT_FRAMED.replace(max_length=4096)`.
@@ -88,6 +88,12 @@ class Framing(abc.ABC):
             FramingDefinitionError: the new arguments do not fit together.
         """
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+@functools.lru_cache(maxsize=64)
+def _code(framing: Framing, strategy: Strategy | None) -> bytes:
+    """The instructions, kept: a program is loaded for every connection that is attached."""
+    return bpf.assemble(framing.assembly(strategy))
 
 
 class SteppedFraming(Framing):

@@ -60,7 +60,9 @@ def write(tcp: socket.socket, stream: traffic.Stream, cut_after: int | None) -> 
 
 def receive(kcm: pykcm.KCMSocket, seen: mmap.mmap, streams: list[traffic.Stream]) -> None:
     """Count every message at its place; damaged ones at the end."""
-    starts = [sum(stream.count for stream in streams[:index]) for index in range(len(streams))]
+    starts = [
+        COUNTER.size + sum(stream.count for stream in streams[:i]) for i in range(len(streams))
+    ]
     while True:
         messages = kcm.recv_many()
         for message in messages:
