@@ -3,7 +3,7 @@
 # KERNEL=6.1, 6.12, 7.2 or 5.10 asks for a guest with that kernel, also where the host has KCM.
 
 .POSIX:
-.PHONY: help demo test matrix container shell clean
+.PHONY: help demo test matrix bench container shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -16,6 +16,9 @@ test: ## every test: the unit tests here, the kernel tests where there is KCM
 
 matrix: ## the selftest and the kernel tests on every kernel series, and a table
 	@ci/matrix $(ARGS)
+
+bench: ## what the assembler costs
+	@ci/setup && .venv/bin/python bench/assembler.py $(ARGS)
 
 container: ## the tests in a container
 	@ci/container

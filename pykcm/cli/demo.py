@@ -226,7 +226,7 @@ def _watch(
         for index, reader in enumerate(readers):
             number = reader.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
-                errors[index] = errno.errorcode.get(number, str(number))
+                errors[index] = errno.errorcode.get(number, f"errno {number}")
         if len(errors) == len(readers):
             # Nothing more will be parsed; what is queued still arrives.
             stall = min(stall, 1.0)

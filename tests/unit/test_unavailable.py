@@ -1,0 +1,64 @@
+"""Where there is no AF_KCM, or no Linux, pykcm says so: one exception, its errno and the remedy."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import pykcm
+from pykcm import features, statistics
+
+
+def has_kcm() -> bool:
+    try:
+        socket.socket(pykcm.binding.lib.AF_KCM, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_kernel_without_kcm() -> None:
+    if has_kcm():
+        error = features.explain_open(OSError(errno.EAFNOSUPPORT, "Address family not supported"))
+    else:
+        with pytest.raises(pykcm.UnavailableError) as info:
+            pykcm.KCMSocket()
+        error = info.value
+        with pytest.raises(pykcm.UnavailableError):
+            pykcm.Multiplexor(pykcm.FixedLength(8))
+        with pytest.raises(pykcm.UnavailableError):
+            statistics.multiplexors()
+    assert error.errno == errno.EAFNOSUPPORT
+    assert "modprobe kcm" in str(error)
+
+
+def test_a_wrong_type() -> None:
+    error = features.explain_open(OSError(errno.ESOCKTNOSUPPORT, "Socket type not supported"))
+    assert error.errno == errno.ESOCKTNOSUPPORT
+    assert "SOCK_SEQPACKET" in str(error)
+
+
+@pytest.mark.parametrize(("platform", "remedy"), [("darwin", "Linux 4.6"), ("linux", "install")])
+def test_without_the_compiled_module(platform: str, remedy: str) -> None:
+    """On another platform the package is not compiled, and importing it must work all the same."""
+    script = f"""
+import sys
+sys.modules["pykcm._native"] = None
+import errno
+import pykcm
+sys.platform = {platform!r}
+for call in (pykcm.KCMSocket, pykcm.FixedLength(8).load):
+    try:
+        call()
+    except pykcm.UnavailableError as error:
+        assert error.errno == errno.ENOSYS, error
+        assert {remedy!r} in str(error), error
+    else:
+        raise SystemExit(f"{{call}} did not fail")
+"""
+    # The platform is looked at when the module is used, not when it is imported.
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
