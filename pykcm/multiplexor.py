@@ -12,7 +12,7 @@ import select
 import socket as _socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from pykcm import draining
 from pykcm.errors import AttachError, Disconnected, KCMOSError
@@ -27,8 +27,6 @@ from pykcm.waiting import (
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-T = TypeVar("T")
 
 # How many messages are received before the transports are looked at, when messages never pause.
 _PATIENCE = 256
@@ -65,6 +63,9 @@ class TransportError(Disconnected):
         super().__init__(errno, message)
         self.reason = reason
         self.cut = cut
+
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
+        return type(self), (self.errno or 0, self.strerror or "", self.reason, self.cut)
 
 
 @dataclasses.dataclass(eq=False)

@@ -267,7 +267,10 @@ class KCMSocket(_socket.socket):
             MessageTruncated: the message was longer than max_message_size.  Its beginning is in
                 the error's `message`; its rest is lost.
             BlockingIOError, TimeoutError: no message is there, by the socket's blocking mode.
+            ValueError: bufsize is negative.
         """
+        if bufsize is not None and bufsize < 0:
+            raise ValueError(f"bufsize must not be negative, but is {bufsize}")
         room = max(bufsize or 0, self.max_message_size) + 1
         return self._receive(room, 1, flags)[0]
 

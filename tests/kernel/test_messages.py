@@ -244,6 +244,8 @@ class TestReceiving:
         with pytest.raises(ValueError):
             kcm.recv_many(0)
         with pytest.raises(ValueError):
+            kcm.recv(-1)
+        with pytest.raises(ValueError):
             kcm.recv_into(bytearray(5), 6)
         with pytest.raises(TypeError):
             kcm.recv_into(b"read-only")
