@@ -712,11 +712,14 @@ def make_room(tcp_fd: int, max_length: int) -> int:
         if tcp is None:
             return max_length  # no TCP socket: SIOCKCMATTACH says so in a moment
         size = tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF)
-        if size < wanted:
-            # Setting the low-water mark grows the buffer to twice the mark, without ending the
-            # kernel's own tuning of it (tcp_set_rcvlowat, net/ipv4/tcp.c).
-            low = tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
-            tcp.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, max_length)
+        low = tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
+        # Setting the low-water mark grows the buffer for it, without ending the kernel's own
+        # tuning (tcp_set_rcvlowat, net/ipv4/tcp.c): to twice the mark, or, since 6.6, to what the
+        # traffic so far lets it think necessary, which may be little more than the mark.
+        for mark in (max_length, wanted):
+            if size >= wanted:
+                break
+            tcp.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, mark)
             tcp.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, low)
             size = tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF)
         return size // 2

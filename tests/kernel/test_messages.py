@@ -589,14 +589,17 @@ def test_kill_leaves_nothing_in_the_kernel() -> None:
     with near, far:
         pid = os.fork()
         if pid == 0:
-            mux = pykcm.Multiplexor(FRAMING)
-            mux.attach(near)
-            clone = mux.clone()
-            if os.fork() == 0:
+            try:
+                mux = pykcm.Multiplexor(FRAMING)
+                mux.attach(near)
+                clone = mux.clone()
+                if os.fork() == 0:
+                    while True:
+                        clone.recv()
                 while True:
-                    clone.recv()
-            while True:
-                mux.recv(PATIENCE)
+                    mux.recv(PATIENCE)
+            finally:
+                os._exit(1)
         near.close()
         far.setblocking(False)
         end = time.monotonic() + 1

@@ -269,6 +269,19 @@ class TestReceiveBuffer:
             assert info.value.errno == errno.ENOBUFS
             kcm.attach(near, framing, any_buffer=True)
 
+    def test_attach_makes_room_after_much_has_come(self, kcm: pykcm.KCMSocket, tcp: Pair) -> None:
+        """Long segments before the attach make the kernel think that little overhead is needed."""
+        near, far = tcp
+        far.setblocking(False)
+        stream = message(bytes(30_000)) * 10
+        taken = far.send(stream)
+        time.sleep(0.2)
+        kcm.attach(near, pykcm.LengthField(adjustment=4, max_length=1 << 20))
+        assert near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 << 20
+        while taken < len(stream):
+            taken += far.send(stream[taken:])
+        assert [kcm.recv() for _ in range(10)] == [message(bytes(30_000))] * 10
+
     @pytest.mark.parametrize("size", [100_000, 131_073, 1 << 20])
     def test_attach_makes_room(self, kcm: pykcm.KCMSocket, tcp: Pair, size: int) -> None:
         near, far = tcp
