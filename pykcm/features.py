@@ -6,7 +6,6 @@ Everything is asked of the running kernel; nothing is concluded from its version
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 
 from pykcm.bpf import system
 from pykcm.errors import CapabilityError, KCMOSError, UnavailableError
@@ -16,18 +15,6 @@ def may_read_kernel_memory() -> bool:
     """Whether this process has what bpf_probe_read_kernel asks of a program's loader."""
     have = system.capabilities()
     return "CAP_SYS_ADMIN" in have or {"CAP_BPF", "CAP_PERFMON"} <= have
-
-
-def lockdown() -> str | None:
-    """The kernel's lockdown level ("none", "integrity", "confidentiality"), None if it has none.
-
-    In "confidentiality" no program may read kernel memory (security/lockdown).
-    """
-    try:
-        levels = Path("/sys/kernel/security/lockdown").read_text(encoding="ascii")
-    except OSError:
-        return None
-    return levels.partition("[")[2].partition("]")[0] or None
 
 
 def explain_open(error: OSError) -> KCMOSError:

@@ -10,7 +10,6 @@ import errno
 import os
 import select
 import socket as _socket
-import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -571,18 +570,23 @@ def _close(tcp: _socket.socket | int) -> None:
 
 
 def _pending_error(fd: int) -> int:
-    tcp = _socket.socket(fileno=fd)
-    try:
+    """What the kernel posted on a TCP socket (SO_ERROR); asking clears it."""
+    with _borrowed(fd) as tcp:
         return tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-    finally:
-        tcp.detach()
 
 
 def _tcp_state(fd: int) -> int:
     """The state by include/net/tcp_states.h, the first byte of struct tcp_info."""
+    with _borrowed(fd) as tcp:
+        return tcp.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_INFO, 1)[0]
+
+
+@contextlib.contextmanager
+def _borrowed(fd: int) -> Iterator[_socket.socket]:
+    """A socket object on a descriptor that stays open."""
     tcp = _socket.socket(fileno=fd)
     try:
-        return struct.unpack("=B", tcp.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_INFO, 1))[0]  # type: ignore[no-any-return]
+        yield tcp
     finally:
         tcp.detach()
 

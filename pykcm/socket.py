@@ -502,8 +502,7 @@ class KCMSocket(_socket.socket):
             raise _empty_message()
         if self.type == _socket.SOCK_SEQPACKET:
             flags |= _socket.MSG_EOR
-        deadline_left = self.gettimeout()
-        deadline = Deadline(deadline_left)
+        deadline = Deadline(self.gettimeout())
         sent = 0
         while sent < len(views):
             batch = views[sent : sent + lib.PYKCM_BATCH]
