@@ -31,8 +31,19 @@ _NO_PERFMON = (
 )
 
 # How long the experiment waits for the kernel, in seconds.  The kernel answers a wrong guess at
-# once, so that this bounds only a machine that is stuck.
+# once (see `_experiment`), so that this bounds only a machine that is stuck.
 _EXPERIMENT_TIMEOUT = 20.0
+
+# The first byte that bpf_skb_load_bytes refused to load in older kernels, 5.10.46 for one
+# (net/core/filter.c); since 5.19 its limit is INT_MAX.
+_FAR = 1 << 16
+
+# include/uapi/asm-generic/socket.h; Python's socket module does not have it.
+_SO_ATTACH_BPF = 50
+
+# Each begins with its length.  None is longer than all that follow it and itself, so that no guess
+# makes the kernel wait for more than there is; what is no length here is no length in the program.
+_EXPERIMENT_MESSAGES = (b"\x02A", b"\x03BC", b"\x05DEFG")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +55,14 @@ class Strategy:
             "probe" (bpf_probe_read_kernel, for which the loader needs CAP_BPF and CAP_PERFMON).
         cb_byte: where in skb->cb the offset lies; None for "none".
         cb_offset: offsetof(struct sk_buff, cb), used by "probe" alone.
+        far_loads: whether bpf_skb_load_bytes reaches past byte 65,535 of the skb.  Packet loads
+            (`r0 = *(u8 *)skb[r7]`) do on every kernel.
     """
 
     name: str
     cb_byte: int | None
     cb_offset: int = 40
+    far_loads: bool = True
 
     def lines(self, register: str = "$dst") -> str:
         """The assembly that puts the message's offset into a register.
@@ -121,7 +135,7 @@ def _ask_kernel() -> Strategy:
                 strategy = dataclasses.replace(candidate, cb_offset=_cb_offset())
             with bpf.Program.load(_experiment(strategy), name="pykcm_offset") as program:
                 if _delineates(program):
-                    return strategy
+                    return dataclasses.replace(strategy, far_loads=_loads_far())
         except CapabilityError as error:
             # An older kernel may still do it without the capability.
             refused = refused or error
@@ -158,12 +172,41 @@ def _cb_offset() -> int:
     return int.from_bytes(code[2:4], sys.byteorder) - _CONTEXT_CB_START
 
 
+def _loads_far() -> bool:
+    """Whether bpf_skb_load_bytes reaches past byte 65,535: asked with a datagram that long."""
+    text = f"""
+    r6 = r1
+    r2 = {_FAR}
+    r3 = r10
+    r3 += -8
+    r4 = 1
+    call bpf_skb_load_bytes
+    if r0 == 0 goto whole
+    r0 = 1                          # how much of the datagram is kept
+    exit
+whole:
+    r0 = {_FAR + 1}
+    exit
+    """
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with near, far, bpf.Program.load(text, name="pykcm_far") as program:
+        near.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program.fd)
+        far.setblocking(False)
+        try:
+            far.send(bytes(_FAR + 1))
+        except OSError:
+            return False  # not to be found out here: what works on every kernel is right
+        return len(near.recv(_FAR + 1)) > 1
+
+
 def _experiment(strategy: Strategy) -> str:
     """A program for messages whose first byte is their length.
 
-    A wrong offset past the data must be an error and not "incomplete", or the experiment would
-    have to wait for nothing to happen: hence the helper instead of a packet load.
+    A wrong offset must be an error or a wrong message and never "incomplete", or the experiment
+    would have to wait for nothing to happen: hence the helper instead of a packet load, and an
+    error for a byte that is no length.
     """
+    longest = max(map(len, _EXPERIMENT_MESSAGES))
     return f"""
     {strategy.lines("r7")}
     r1 = r6
@@ -172,17 +215,18 @@ def _experiment(strategy: Strategy) -> str:
     r3 += -16
     r4 = 1
     call bpf_skb_load_bytes
-    if r0 == 0 goto found
-    r0 = {-errno.EBADMSG}
-    exit
-found:
+    if r0 != 0 goto wrong
     r0 = *(u8 *)(r10 - 16)
+    if r0 == 0 goto wrong
+    if r0 > {longest} goto wrong
+    exit
+wrong:
+    r0 = {-errno.EBADMSG}
     exit
     """
 
 
 def _delineates(program: bpf.Program) -> bool:
-    messages = [b"\x02A", b"\x03BC", b"\x05DEFG"]
     try:
         kcm = kernel.open_socket()
     except OSError as error:
@@ -197,19 +241,14 @@ def _delineates(program: bpf.Program) -> bool:
                 f"which failed ({error.strerror or error}); set the loopback interface up",
             ) from error
         with near, far:
-            far.sendall(b"".join(messages))
+            far.sendall(b"".join(_EXPERIMENT_MESSAGES))
             kernel.attach(kcm.fileno(), near.fileno(), program.fd)
-            return _received(kcm, near, len(messages)) == messages
+            poll = select.poll()
+            poll.register(kcm, select.POLLIN)
+            poll.register(near, 0)  # POLLERR: the kernel refused what the program returned
+            return all(_receives(kcm, poll, message) for message in _EXPERIMENT_MESSAGES)
 
 
-def _received(kcm: socket.socket, tcp: socket.socket, count: int) -> list[bytes]:
-    poll = select.poll()
-    poll.register(kcm, select.POLLIN)
-    poll.register(tcp, 0)  # POLLERR: the kernel refused what the program returned
-    received: list[bytes] = []
-    while len(received) < count:
-        ready = dict(poll.poll(_EXPERIMENT_TIMEOUT * 1000))
-        if kcm.fileno() not in ready:
-            break
-        received.append(kcm.recv(64))
-    return received
+def _receives(kcm: socket.socket, poll: select.poll, message: bytes) -> bool:
+    ready = dict(poll.poll(_EXPERIMENT_TIMEOUT * 1000))
+    return kcm.fileno() in ready and kcm.recv(64) == message

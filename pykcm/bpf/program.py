@@ -368,10 +368,12 @@ def _load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -
         outcome = attempt(buffer, size)
         if outcome >= 0:
             return outcome
-        log = ffi.string(buffer)
+        # A second attempt may fail for another reason, a want of memory say, and leave no log.
+        written = ffi.string(buffer)
+        log = written if written.strip() else log
         if outcome != -errno.ENOSPC:
             break
-    if log.strip():
+    if log:
         whole = outcome != -errno.ENOSPC
         raise _refusal(-result, log.decode("utf-8", "replace"), whole, code, text, lines)
     if result == -errno.EPERM:

@@ -62,7 +62,8 @@ class Framing(abc.ABC):
     def assembly(self, strategy: Strategy | None = None) -> str:
         """The same rule as a delineation program, in BPF assembly.
 
-        Its result is the message's length, 0 for "not enough to tell", -EMSGSIZE or -EBADMSG.
+        Its result is the message's length, 0 for "not enough to tell", -EMSGSIZE or -EBADMSG;
+        and -EFAULT should the kernel refuse to show bytes that it says are there.
 
         Args:
             strategy: how the program learns where in the skb the message begins; None for what
@@ -159,7 +160,7 @@ class SteppedFraming(Framing):
     def assembly(self, strategy: Strategy | None = None) -> str:
         if strategy is None:
             strategy = find_strategy()
-        code = Code()
+        code = Code(strategy.far_loads)
         code.comment("r6: the skb; r7: where in it the message begins")
         code.add(*(line.strip() for line in strategy.lines("r7").splitlines()))
         code.comment("r8: the length so far")
@@ -167,7 +168,11 @@ class SteppedFraming(Framing):
         for step in self.steps:
             step.emit(code)
         code.add("r0 = r8", "exit")
-        for label, error in ((code.bad(), errno.EBADMSG), (code.oversize(), errno.EMSGSIZE)):
+        for label, error in (
+            (code.bad(), errno.EBADMSG),
+            (code.oversize(), errno.EMSGSIZE),
+            (code.unreadable(), errno.EFAULT),
+        ):
             if code.wants(label):
                 code.place(label)
                 code.add(f"r0 = -{error}  # {errno.errorcode[error]}", "exit")

@@ -63,9 +63,14 @@ def _show(value: int) -> str:
 
 
 class Code:
-    """The assembly of one program while it is written."""
+    """The assembly of one program while it is written.
 
-    def __init__(self) -> None:
+    Args:
+        far_loads: as `pykcm.delineation.Strategy` has it.
+    """
+
+    def __init__(self, far_loads: bool = True) -> None:
+        self.far_loads = far_loads
         self._lines: list[str] = []
         self._labels: dict[str, int] = {}
         self._wanted: set[str] = set()
@@ -112,6 +117,9 @@ class Code:
 
     def oversize(self) -> str:
         return "too_long"
+
+    def unreadable(self) -> str:
+        return "unreadable"
 
     def text(self) -> str:
         return "\n".join(self._lines) + "\n"
@@ -582,9 +590,69 @@ class Find(Step):
         check_integer("limit", self.limit, len(self.delimiter), LARGEST_SEARCH)
 
     def emit(self, code: Code) -> None:
+        end = code.label("found")
+        if code.far_loads:
+            self._emit_chunks(code, end)
+        else:
+            self._emit_places(code, end)
+        code.place(end)
+        code.add("r8 = *(u32 *)(r10 - 4)")
+
+    @staticmethod
+    def _emit_found(code: Code) -> None:
+        """Puts r8, the length, where it is found at the end.
+
+        A 4-byte store beside an 8-byte slot makes the verifier forget what it knows of a number.
+        Otherwise a comparison with it would make each place of the delimiter a case of its own,
+        over which the 6.1 kernel's verifier sits for seconds.
+        """
+        code.add("*(u32 *)(r10 - 4) = r8")
+
+    def _emit_places(self, code: Code, end: str) -> None:
+        """Looks at one place after the other, by packet loads; r9 is the place in the skb.
+
+        A load past the end of the data ends the program with 0, which is the right answer here: a
+        delimiter that begins at this place is not complete yet.
+        """
+        size = len(self.delimiter)
+        width = max(w for w in (1, 2, 4) if w <= size)
+        # Two loads may overlap: so two are enough for any size.
+        loads = [(at, self.delimiter[at : at + width]) for at in sorted({0, size - width})]
+        turns, rest = divmod(self.limit - size + 1, _WORD)
+        turn = code.label("turn")
+        code.add("r8 = 0", f"*(u64 *)(r10 - {_WORD}) = r8", "r9 = r7")
+
+        def look(at: int) -> None:
+            after = code.label("after")
+            for number, (offset, wanted) in enumerate(loads):
+                code.add(f"r0 = *(u{8 * width} *)skb[r9 + {at + offset}]")
+                value = int.from_bytes(wanted, "big", signed=width == 4)  # an immediate is signed
+                code.add(f"w0 ^= {value}")
+                if number < len(loads) - 1:
+                    code.add(f"*(u64 *)(r10 - {2 * _WORD}) = r0")
+            if len(loads) > 1:
+                code.add(f"r1 = *(u64 *)(r10 - {2 * _WORD})", "r0 |= r1")
+            # One comparison: as in the other search, only one way is left to come back to.
+            code.jump(after, "r0 != 0")
+            code.add(f"r8 += {at + size}")
+            self._emit_found(code)
+            code.jump(end)
+            code.place(after)
+
+        if turns:
+            code.place(turn)
+            for at in range(_WORD):
+                look(at)
+            code.add(f"r8 += {_WORD}", f"r9 += {_WORD}")
+            code.compare("r8", "<", turns * _WORD, turn)
+        for at in range(rest):
+            look(at)
+        code.jump(code.oversize())
+
+    def _emit_chunks(self, code: Code, end: str) -> None:
         """Scans 8 bytes at a time; r9 is how many bytes of the message may be looked at."""
         size = len(self.delimiter)
-        chunk, word, end = code.label("chunk"), code.label("word"), code.label("found")
+        chunk, word = code.label("chunk"), code.label("word")
         following, none = code.label("following"), code.label("none")
         # The smaller of what is there and the limit, here and below without a branch: each would
         # double what the verifier has to walk through.
@@ -602,7 +670,8 @@ class Find(Step):
         code.compare("r4", "s>", _BUFFER, none)  # never; the verifier wants to be told
         code.add("r1 = r6", "r2 = r7", "r2 += r8", "r3 = r10", f"r3 += -{_BUFFER}")
         code.add("call bpf_skb_load_bytes")
-        code.compare("r0", "!=", 0, none)
+        # The bytes are there.  To wait for more of them would be to wait for ever.
+        code.compare("r0", "!=", 0, code.unreadable())
         code.add("r1 = r10", f"r1 += -{_BUFFER}", "r2 = 0")
 
         code.place(word)
@@ -616,6 +685,7 @@ class Find(Step):
         code.add("r0 = r3", "r0 = -r0", "r3 &= r0", "r3 >>= 7")  # 1 << 8 * index
         code.add("r4 = 0x0001020304050607 ll", "r3 *= r4", "r3 >>= 56")
         code.add("r8 += r2", "r8 += r3", f"r8 += {size}")
+        self._emit_found(code)
         # Past the end of the data lie bytes of the chunk before.
         code.jump(end, "r8 <= r9")
         code.place(none)
@@ -627,11 +697,6 @@ class Find(Step):
         code.compare("r2", "<", _CHUNK, word)
         code.add(f"r8 += {_CHUNK}")
         code.jump(chunk)
-        code.place(end)
-        # A 4-byte store beside an 8-byte slot makes the verifier forget what it knows of a number.
-        # Otherwise a comparison with it would make each place of the delimiter a case of its own,
-        # over which the 6.1 kernel's verifier sits for seconds.
-        code.add("*(u32 *)(r10 - 4) = r8", "r8 = *(u32 *)(r10 - 4)")
 
     def _emit_differences(self, code: Code) -> None:
         """Leaves in r0, a byte for each of the 8 places from r1 on, 0 where the delimiter is."""

@@ -145,6 +145,17 @@ def test_the_longest_websocket_length(programs: dict[str, bpf.Program]) -> None:
         writer.join(TIMEOUT)
 
 
+@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"end", b"\xff" * 8])
+def test_a_delimiter_past_the_first_64_kib_of_the_data(delimiter: bytes) -> None:
+    """Where bpf_skb_load_bytes does not reach in kernels older than 5.19."""
+    sent = [b"x" * size + delimiter for size in (60_000, 60_000, 0, 9)]
+    with Delimiter(delimiter, LARGEST_SEARCH).load() as program, joined(program) as (kcm, _, far):
+        writer = threading.Thread(target=far.sendall, args=(b"".join(sent),))
+        writer.start()
+        assert [kcm.recv() for _ in sent] == sent
+        writer.join(TIMEOUT)
+
+
 def test_the_postgresql_start_then_the_rest() -> None:
     startup = struct.pack(">IHH", 8 + 14, 3, 0) + b"user\0postgres\0"
     query = b"Q" + struct.pack(">I", 4 + 9) + b"SELECT 1\0"

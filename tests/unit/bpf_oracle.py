@@ -48,6 +48,12 @@ needs_v4 = pytest.mark.skipif(
     sys.byteorder == "little" and errno.EINVAL in [_load(_SET_R0 + new + _EXIT) for new in _V4],
     reason="this kernel lacks the instructions of -mcpu=v4: it is older than 6.6",
 )
+# *(u64 *)(r10 - 8) = 0; r0 = xchg_64(r10 - 8, r0): what is older has the atomic addition alone.
+_ATOMIC = ("7a0af8ff00000000", "db0af8ffe1000000")
+needs_atomics = pytest.mark.skipif(
+    sys.byteorder == "little" and _load("".join((_SET_R0, *_ATOMIC, _EXIT))) == errno.EINVAL,
+    reason="this kernel lacks the atomic instructions: it is older than 5.12",
+)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,10 +250,10 @@ def test_the_licence_counts() -> None:
 
 
 class Kernel:
-    """Stands in for the kernel: each call's result, in order."""
+    """Stands in for the kernel: each call's result, in order; None, and no more: the kernel's."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **results: list[int]) -> None:
-        self.results = results
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **results: Sequence[int | None]) -> None:
+        self.results = {name: list(values) for name, values in results.items()}
         self.real = lib
         self.limits: list[tuple[int, int]] = []
         monkeypatch.setattr(program, "lib", self)
@@ -265,9 +265,20 @@ class Kernel:
         def call(*arguments: Any) -> int:
             self.limits.append(resource.getrlimit(resource.RLIMIT_MEMLOCK))
             left = self.results[name]
-            return left.pop(0) if left else int(getattr(self.real, name)(*arguments))
+            result = left.pop(0) if left else None
+            return int(getattr(self.real, name)(*arguments)) if result is None else result
 
         return call
+
+
+def test_what_is_known_of_a_log_survives_a_failure_to_get_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(program, "_LOG_SIZES", (300, 1 << 20))
+    Kernel(monkeypatch, pykcm_bpf_load=[None, None, -errno.ENOMEM])
+    with pytest.raises(VerifierError) as refused:
+        Program.load("r0 = 0\n" * 1000 + "r0 = r5\nexit")
+    assert 0 < len(refused.value.log) < 300
 
 
 def test_loading_is_tried_again_when_the_kernel_asks_for_it(

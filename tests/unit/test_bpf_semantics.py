@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pykcm.bpf import Program
-from tests.unit.bpf_oracle import needs_bpf, needs_v4
+from tests.unit.bpf_oracle import needs_atomics, needs_bpf, needs_v4
 
 pytestmark = needs_bpf
 
@@ -221,6 +221,7 @@ def test_loads_that_extend_the_sign(bits: int) -> None:
     check(text, [(a, 0) for a in EDGES_64], lambda a, _: signed(a, bits) & M64)
 
 
+@needs_atomics
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("operation", ["add", "or", "and", "xor", "xchg", "cmpxchg"])
 def test_atomic_operations(operation: str, bits: int) -> None:

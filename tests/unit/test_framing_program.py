@@ -5,17 +5,21 @@ BPF_PROG_TEST_RUN needs no AF_KCM; the message lies at the start of the data.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 
 from pykcm import bpf
 from pykcm.bpf import Program
-from pykcm.delineation import NONE, STRATEGIES
+from pykcm.delineation import NONE, STRATEGIES, Strategy
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import CustomFraming, Delimiter, Framing, Layout, LengthField
 from pykcm.framing.steps import LARGEST_SEARCH, Case, Field, Find, Switch
 from tests.protocol_streams import STREAMS, measure_custom, messages
+
+# A kernel on which the search for a delimiter takes packet loads.
+NEAR = dataclasses.replace(NONE, far_loads=False)
 
 SEED = 20240607
 HEADERS = 10_000
@@ -69,12 +73,24 @@ def headers(name: str, rng: random.Random) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("name", STREAMS)
-def test_kernel_and_measure_agree(name: str) -> None:
+PROGRAMS = [(name, NONE) for name in STREAMS]
+PROGRAMS += [
+    (name, NEAR)
+    for name, (framing, _) in STREAMS.items()
+    if framing.assembly(NEAR) != framing.assembly(NONE)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    PROGRAMS,
+    ids=lambda value: value if isinstance(value, str) else "near" * (value == NEAR),
+)
+def test_kernel_and_measure_agree(name: str, strategy: Strategy) -> None:
     framing, _ = STREAMS[name]
     rng = random.Random(f"{SEED} {name}")
     outcomes = set()
-    with framing.load(NONE) as program:
+    with framing.load(strategy) as program:
         for header in headers(name, rng):
             result = program.run(header)
             assert result == expected(framing, header), f"seed {SEED}: {header[:40].hex()}"
@@ -112,13 +128,25 @@ def test_the_longest_search_is_within_the_verifiers_limit() -> None:
         assert program.info.verified_instructions < 1_000_000
 
 
-@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"\0\0\0", b"\xff" * 8, b"abcdefgh"])
+@pytest.mark.parametrize("size", range(1, 9))
+def test_so_is_the_longest_search_by_packet_loads(size: int) -> None:
+    find = Find(b"12345678"[:size], LARGEST_SEARCH)
+    rule = (Switch(Field(0), (Case(((0, 9),), (find,)),)),)
+    strategy = dataclasses.replace(STRATEGIES["cb1"], far_loads=False)
+    with Layout("search", rule, min_length=100).load(strategy) as program:
+        assert program.info.verified_instructions < 1_000_000
+
+
+@pytest.mark.parametrize("strategy", [NONE, NEAR], ids=["far", "near"])
+@pytest.mark.parametrize(
+    "delimiter", [b"\n", b"\xff", b"\xff\xfe", b"\0\0\0", b"ab,cd", b"\xff" * 8, b"abcdefgh"]
+)
 @pytest.mark.parametrize("limit", [8, 64, 503, 504, 505, 1007, 1008, 2000])
-def test_delimiter_at_every_place(delimiter: bytes, limit: int) -> None:
+def test_delimiter_at_every_place(delimiter: bytes, limit: int, strategy: Strategy) -> None:
     """Across the ends of words and chunks, at the limit and past it, with and without a rest."""
     framing = Delimiter(delimiter, limit)
     filler = b"\x01" if delimiter[0] != 1 else b"\x02"
-    with framing.load(NONE) as program:
+    with framing.load(strategy) as program:
         for at in range(limit + 10):
             for rest in (b"", b"x", delimiter):
                 for cut in {0, len(delimiter) - 1}:
