@@ -72,8 +72,13 @@ def own_engine() -> Iterator[docker.DockerClient]:
         log = CACHE / "dockerd.log"
         say("no Docker engine answers; starting one")
         with log.open("wb") as output:
+            # A Ctrl-C is for this process, which still needs the engine to remove its container.
             engine = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         try:
             client = None
@@ -197,6 +202,7 @@ def run(client: docker.DockerClient, network: str | None) -> int:
         say(f"{tests} tests were run; their reports are in {RESULTS.relative_to(ROOT)}")
         return status or int(tests == 0)
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient one must not keep it
         container.remove(force=True)
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 from xml.etree import ElementTree
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -28,52 +29,61 @@ REPORTS = ROOT / "reports"
 DOCUMENT = ROOT / "docs" / "kernels.md"
 TIMEOUT = 1200  # seconds for one kernel, boot included
 
+# The same tests are run, but what they repeat 10,000 times is repeated a tenth as often.
+BRIEF = ["--cycles=1000"]
+
 PASS, DEVIATES, FAIL, SKIP, ABSENT = "pass", "deviates", "FAIL", "skip", "ABSENT"
+
+WIDTH = 80  # of a log, which has none of its own
 
 # One boot for both; what the selftest says is kept, and the tests' exit status is the whole's.
 COMMAND = """\
 echo "kcm selftest: its report goes to $1"
-kcm selftest --json --expect-known >"$1"
+kcm selftest --json --expect-known --jobs 2 >"$1"
 shift
 exec "$@"
 """
 
 
+Check: TypeAlias = tuple[str, str]
+
+
 @dataclass
 class Column:
-    """One kernel's results: for each check how often it ended how, and why it was skipped."""
+    """One kernel's results: for each check how often it ended how, and what there is to say of it.
+
+    A check is a group and a name in it.
+    """
 
     series: str
     release: str = ""
-    outcomes: dict[str, Counter[str]] = field(default_factory=dict)
-    reasons: set[tuple[str, str]] = field(default_factory=set)
+    outcomes: dict[Check, Counter[str]] = field(default_factory=dict)
+    reasons: set[tuple[Check, str, str]] = field(default_factory=set)
     problem: str | None = None
 
     @property
     def failed(self) -> bool:
         return any(counts[FAIL] for counts in self.outcomes.values())
 
-    def cell(self, check: str) -> str:
+    def cell(self, check: Check) -> str:
         counts = self.outcomes.get(check, Counter())
-        if not counts:
-            return ABSENT
-        if counts[FAIL]:
-            return FAIL if len(counts) == 1 else f"{FAIL} {counts[FAIL]} of {counts.total()}"
-        if counts[DEVIATES]:
-            return DEVIATES
+        for outcome in (FAIL, DEVIATES):
+            if counts[outcome]:
+                return outcome
         if counts[SKIP] and counts[PASS]:
-            return f"{PASS}, {SKIP} {counts[SKIP]} of {counts.total()}"
-        return SKIP if counts[SKIP] else PASS
+            return f"{PASS}/{SKIP}"
+        return next(iter(counts), ABSENT)
 
-    def add(self, check: str, outcome: str, reason: str = "") -> None:
+    def add(self, check: Check, outcome: str, reason: str = "") -> None:
         self.outcomes.setdefault(check, Counter())[outcome] += 1
         if reason:
-            self.reasons.add((check, reason))
+            self.reasons.add((check, outcome, reason))
 
     def read_selftest(self, report: Path) -> None:
         """Add the checks of `kcm selftest --json --expect-known`."""
         for check in json.loads(report.read_text(encoding="utf-8"))["checks"]:
-            name, status, lines = check["name"], check["status"], check["lines"]
+            group, _, own = check["name"].partition(".")
+            name, status, lines = (group, own), check["status"], check["lines"]
             if not check["ok"]:
                 self.add(name, FAIL)
             elif status == "skip":
@@ -86,8 +96,11 @@ class Column:
     def read_junit(self, report: Path) -> None:
         """Add the tests of a JUnit XML file; those that differ in a parameter share a row."""
         for case in ElementTree.parse(report).getroot().iter("testcase"):
-            place = case.get("classname", "").removeprefix("tests.kernel.")
-            check = f"{place}.{case.get('name', '')}".partition("[")[0]
+            module, _, inner = (
+                case.get("classname", "").removeprefix("tests.kernel.").partition(".")
+            )
+            test = case.get("name", "").partition("[")[0]
+            check = (module, f"{inner}.{test}".lstrip("."))
             skipped = case.find("skipped")
             if case.find("failure") is not None or case.find("error") is not None:
                 self.add(check, FAIL)
@@ -136,15 +149,37 @@ def run_on(series: str, arguments: list[str]) -> Column:
     return column
 
 
-def markdown(columns: list[Column], checks: list[str]) -> str:
+def remarks(columns: list[Column]) -> dict[str, list[str]]:
+    """What the cells do not tell: the deviations and the skipped checks, each with its kernels."""
+    found: dict[str, dict[Check, dict[str, list[str]]]] = {DEVIATES: {}, SKIP: {}}
+    for column in columns:
+        for check, outcome, reason in sorted(column.reasons):
+            text = reason
+            if outcome == SKIP and column.cell(check) != SKIP:
+                counts = column.outcomes[check]
+                text = f"{counts[SKIP]} of {counts.total()} skipped: {reason}"
+            found[outcome].setdefault(check, {}).setdefault(text, []).append(column.series)
+
+    def line(check: Check, texts: dict[str, list[str]]) -> str:
+        said = [f"{text} ({', '.join(on)})" for text, on in texts.items()]
+        return f"{'.'.join(check)}: {'; '.join(said)}"
+
+    return {
+        outcome: [line(check, texts) for check, texts in checks.items()]
+        for outcome, checks in found.items()
+    }
+
+
+def markdown(columns: list[Column], checks: list[Check]) -> str:
     """The table as a document."""
     lines = [
         "# Kernel by kernel",
         "",
         "Written by `make matrix`: first the checks of `kcm selftest`, then pykcm's own kernel",
-        "tests. A test that has variants counts them in its cell; *deviates* means that the kernel",
-        "does not do what the check asks, as pykcm's table of known deviations says of it.",
-        "5.10 is a User-Mode Linux kernel; the others are Debian's stock kernels in QEMU.",
+        "tests. *deviates* means that the kernel does not do what the check asks, as pykcm's",
+        "table of known deviations says of it. A test that has variants is one row; *pass/skip*",
+        "means that some of them were skipped. 5.10 is a User-Mode Linux kernel; the others are",
+        "Debian's stock kernels in QEMU.",
         "",
         "| check | " + " | ".join(column.series for column in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -152,33 +187,46 @@ def markdown(columns: list[Column], checks: list[str]) -> str:
     ]
     for check in checks:
         cells = " | ".join(column.cell(check) for column in columns)
-        lines.append(f"| {check} | {cells} |")
-    notes = sorted(
-        {
-            f"- {check}, {column.series}, {column.cell(check)}: {reason}"
-            for column in columns
-            for check, reason in column.reasons
-        }
-    )
-    notes += [f"- {column.series} {column.problem}" for column in columns if column.problem]
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+        lines.append(f"| {'.'.join(check)} | {cells} |")
+    said = remarks(columns)
+    for title, outcome in (("What deviates", DEVIATES), ("What was skipped, and why", SKIP)):
+        if said[outcome]:
+            lines += ["", f"## {title}", "", *(f"- {line}" for line in said[outcome])]
+    if any(column.problem for column in columns):
+        lines += ["", "## What failed", ""]
+        lines += [f"- {column.series} {column.problem}" for column in columns if column.problem]
+    return "\n".join(lines) + "\n"
 
 
-def show(columns: list[Column], checks: list[str]) -> None:
-    """The table on the screen."""
-    table = Table("check", *(f"{column.series}\n{column.release}" for column in columns))
-    for check in checks:
-        cells = [column.cell(check) for column in columns]
-        style = "red" if any(re.match(f"{FAIL}|{ABSENT}", cell) for cell in cells) else None
-        table.add_row(check, *cells, style=style)
-    # A log has no width; a table that is cut there helps nobody.
+def show(columns: list[Column], checks: list[Check]) -> None:
+    """The table on the screen, and what deviates and was skipped."""
     console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    table = Table("check", *(column.series for column in columns), box=box.SIMPLE_HEAD, padding=0)
+    table.columns[0].overflow = "fold"
+    for shown in table.columns[1:]:
+        shown.min_width = len(f"{PASS}/{SKIP}")
+    table.add_row("uname -r", *(column.release or "none" for column in columns))
+    group = None
+    for check in checks:
+        if check[0] != group:
+            group = check[0]
+            table.add_row(f"[bold]{group}[/bold]")
+        cells = [column.cell(check) for column in columns]
+        table.add_row(f"  {check[1]}", *cells, style="red" if {FAIL, ABSENT} & {*cells} else None)
+    console.print(table)
+    for title, lines in remarks(columns).items():
+        for line in lines:
+            console.print(f"{title}: {line}", highlight=False, markup=False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ci/matrix", description=__doc__)
     parser.add_argument("--kernel", action="append", choices=SERIES, help="only this series")
+    parser.add_argument(
+        "--brief", action="store_true", help="repeat a tenth as often what is done 10,000 times"
+    )
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()
     whole = not arguments.kernel and not arguments.pytest
@@ -187,7 +235,7 @@ def main() -> int:
     for series in arguments.kernel or SERIES:
         say(f"\n== kernel {series}")
         start = time.monotonic()
-        columns.append(run_on(series, arguments.pytest))
+        columns.append(run_on(series, arguments.pytest + BRIEF * arguments.brief))
         say(f"kernel {series}: {time.monotonic() - start:.0f} s")
     checks = list(dict.fromkeys(check for column in columns for check in column.outcomes))
     say("")

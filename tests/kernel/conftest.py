@@ -11,6 +11,15 @@ from ci.guest import KERNEL_FAULT
 from ci.probe import obstacle
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cycles",
+        type=int,
+        default=10_000,
+        help="how often a connection is attached, used and detached to see that nothing is left",
+    )
+
+
 def pytest_sessionstart() -> None:
     reason = obstacle()
     if reason:
