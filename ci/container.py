@@ -30,12 +30,12 @@ import docker
 import docker.errors
 
 from ci.kernels import CACHE, ROOT, machine_archives
-from ci.testing import executed
+from ci.testing import BRIEF, REPORTS, executed
 
 IMAGE = "pykcm-test"
 BASE = "debian:bookworm-slim"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-RESULTS = ROOT / "reports" / "container"
+RESULTS = REPORTS / "container"
 START_SECONDS = 60  # for an engine to answer, or a registry
 
 
@@ -173,7 +173,7 @@ def privileges() -> dict[str, Any]:
         "on the kernel in the image; so the kernel tests alone, since the unit tests load BPF "
         "programs, which takes privilege"
     )
-    return {"command": ["ci/test", "kernel"]}
+    return {"command": ["ci/test", "kernel", *BRIEF]}
 
 
 def fetch_results(container: Any) -> int:

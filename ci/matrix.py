@@ -24,13 +24,10 @@ from rich.table import Table
 
 from ci.guest import GUEST_FAILED, TIMED_OUT
 from ci.kernels import ROOT, SERIES, KernelUnavailableError, fetch
+from ci.testing import BRIEF, REPORTS
 
-REPORTS = ROOT / "reports"
 DOCUMENT = ROOT / "docs" / "kernels.md"
 TIMEOUT = 1200  # seconds for one kernel, boot included
-
-# The same tests are run, but what they repeat 10,000 times is repeated a tenth as often.
-BRIEF = ["--cycles=1000"]
 
 PASS, DEVIATES, FAIL, SKIP, ABSENT = "pass", "deviates", "FAIL", "skip", "ABSENT"
 
@@ -203,11 +200,12 @@ def show(columns: list[Column], checks: list[Check]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
+    for column in columns:
+        console.print(f"{column.series}: {column.release or 'none'}", highlight=False)
     table = Table("check", *(column.series for column in columns), box=box.SIMPLE_HEAD, padding=0)
     table.columns[0].overflow = "fold"
     for shown in table.columns[1:]:
         shown.min_width = len(f"{PASS}/{SKIP}")
-    table.add_row("uname -r", *(column.release or "none" for column in columns))
     group = None
     for check in checks:
         if check[0] != group:
@@ -246,7 +244,7 @@ def main() -> int:
         say(f"written to {DOCUMENT.relative_to(ROOT)}")
     problems = [f"kernel {column.series} {column.problem}" for column in columns if column.problem]
     gaps = [
-        f"kernel {column.series} did not run {check}"
+        f"kernel {column.series} did not run {'.'.join(check)}"
         for column in columns
         for check in checks
         if not column.problem and column.cell(check) == ABSENT

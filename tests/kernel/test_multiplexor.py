@@ -171,7 +171,8 @@ class TestReasons:
         mux.attach(near)
         far.sendall(message(b"whole") + message(bytes(1000))[:500])
         assert mux.recv(PATIENCE) == message(b"whole")
-        # The kernel has taken the beginning; what follows shows that the message was cut.
+        # Once the kernel has taken the beginning, what follows shows that the message was cut.
+        eventually(lambda: unparsed(near.fileno()) == 0)
         far.sendall(bytes(100))
         eventually(lambda: unparsed(near.fileno()) == 100)
         far.close()
