@@ -1,0 +1,185 @@
+"""ci/matrix: what it makes of a kernel's reports, and that nothing but whole ones is a success."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from ci import guest, matrix
+from ci.kernels import Kernel, KernelUnavailableError
+
+Outcome = dict[str, Any]
+
+
+def selftest(path: Path, **checks: Outcome) -> None:
+    every = [
+        {"name": f"group.{name}", "ok": True, "status": "pass", "lines": [], **check}
+        for name, check in checks.items()
+    ]
+    path.write_text(json.dumps({"checks": every}), encoding="utf-8")
+
+
+def junit(path: Path, *cases: tuple[str, str, str]) -> None:
+    suite = ElementTree.Element("testsuite")
+    for name, outcome, reason in cases:
+        case = ElementTree.SubElement(suite, "testcase", classname="tests.kernel.test_a.TestB")
+        case.set("name", name)
+        if outcome:
+            ElementTree.SubElement(case, outcome, message=reason)
+    ElementTree.ElementTree(suite).write(path)
+
+
+@pytest.fixture
+def column(tmp_path: Path) -> matrix.Column:
+    column = matrix.Column("6.1")
+    report = tmp_path / "selftest.json"
+    known = {"happens": "it is lost"}
+    selftest(
+        report,
+        good={},
+        known={"status": "fail", "known_deviation": known},
+        bad={"status": "fail", "ok": False},
+        mended={"status": "pass", "ok": False, "known_deviation": known},
+        left={"status": "skip", "lines": ["not", "here"]},
+    )
+    column.read_selftest(report)
+    report = tmp_path / "kernel.xml"
+    junit(
+        report,
+        ("test_good", "", ""),
+        ("test_bad[0]", "", ""),
+        ("test_bad[1]", "failure", "no"),
+        ("test_error", "error", "no"),
+        ("test_left", "skipped", "too old"),
+        ("test_half[0]", "skipped", "too old"),
+        ("test_half[1]", "", ""),
+    )
+    column.read_junit(report)
+    return column
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("good", "pass"),
+        ("known", "deviates"),
+        ("bad", "FAIL"),
+        ("mended", "FAIL"),
+        ("left", "skip"),
+        ("other", "ABSENT"),
+    ],
+)
+def test_cells_of_the_selftest(column: matrix.Column, name: str, cell: str) -> None:
+    assert column.cell(("group", name)) == cell
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("test_good", "pass"),
+        ("test_bad", "FAIL"),
+        ("test_error", "FAIL"),
+        ("test_left", "skip"),
+        ("test_half", "pass/skip"),
+    ],
+)
+def test_cells_of_the_tests(column: matrix.Column, name: str, cell: str) -> None:
+    assert column.cell(("test_a", f"TestB.{name}")) == cell
+
+
+def test_deviations_and_skips_are_told_with_their_reason(column: matrix.Column) -> None:
+    assert matrix.remarks([column]) == {
+        "deviates": ["group.known: it is lost (6.1)"],
+        "skip": [
+            "group.left: not here (6.1)",
+            "test_a.TestB.test_half: 1 of 2 skipped: too old (6.1)",
+            "test_a.TestB.test_left: too old (6.1)",
+        ],
+    }
+
+
+# --- The whole, with what runs a guest replaced
+
+Runs = Callable[..., None]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    """Say what a run of each kernel leaves: an exit status, and how many tests."""
+    reports = tmp_path / "reports"
+    monkeypatch.setattr(matrix, "ROOT", tmp_path)
+    monkeypatch.setattr(matrix, "REPORTS", reports)
+    monkeypatch.setattr(matrix, "DOCUMENT", tmp_path / "docs" / "kernels.md")
+    monkeypatch.setattr(matrix, "SERIES", {"6.1": None, "7.2": None})
+    monkeypatch.setattr("sys.argv", ["ci/matrix"])
+    monkeypatch.setattr(matrix, "fetch", lambda series: Kernel(tmp_path, tmp_path, f"{series}.0"))
+
+    def say(**left: tuple[int, list[str]]) -> None:
+        def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+            series = command[command.index("--kernel") + 1]
+            status, tests = left.get("k" + series.replace(".", "_"), (0, ["test_one"]))
+            if tests:
+                selftest(reports / f"selftest-{series}.json", good={})
+                junit(reports / f"kernel-{series}.xml", *((name, "", "") for name in tests))
+            return subprocess.CompletedProcess(command, status)
+
+        monkeypatch.setattr("ci.matrix.subprocess.run", run)
+
+    return say
+
+
+def test_a_whole_matrix(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs()
+    assert matrix.main() == 0
+    assert "every check passed" in capsys.readouterr().out
+    written = (tmp_path / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert "| test_a.TestB.test_one | pass | pass |" in written
+    assert "| `uname -r` | 6.1.0 | 7.2.0 |" in written
+
+
+@pytest.mark.parametrize(
+    ("status", "tests", "said"),
+    [
+        (guest.GUEST_FAILED, [], "kernel 7.2 did not boot"),
+        (guest.TIMED_OUT, [], "kernel 7.2 was not done after"),
+        (0, [], "kernel 7.2 left no readable selftest-7.2.json and kernel-7.2.xml"),
+        (1, ["test_one"], "kernel 7.2 has checks that failed"),
+        (0, ["test_two"], "kernel 7.2 did not run test_a.TestB.test_one"),
+    ],
+)
+def test_a_kernel_without_a_whole_result_is_a_failure(
+    runs: Runs, status: int, tests: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(k7_2=(status, tests))
+    assert matrix.main() == 1
+    assert said in capsys.readouterr().out
+
+
+def test_the_reports_of_an_earlier_run_do_not_count(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs()
+    assert matrix.main() == 0
+    runs(k6_1=(0, []))
+    assert matrix.main() == 1
+    assert "kernel 6.1 left no readable" in capsys.readouterr().out
+
+
+def test_a_kernel_that_can_not_be_had_is_a_failure(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(series: str) -> Kernel:
+        raise KernelUnavailableError("no archive answers")
+
+    runs()
+    monkeypatch.setattr(matrix, "fetch", fetch)
+    assert matrix.main() == 1
+    out = capsys.readouterr().out
+    assert "kernel 6.1 could not be had: no archive answers" in out
+    assert "every check passed" not in out
