@@ -24,7 +24,7 @@ from pykcm.framing import (
     LengthField,
     Varint,
 )
-from pykcm.multiplexor import Multiplexor, Reason, TransportError
+from pykcm.multiplexor import Multiplexor, Reason, TransportError, UnreadWarning
 from pykcm.socket import KCMSocket, UnsentWarning
 
 __version__ = "0.1.0"
@@ -51,6 +51,7 @@ __all__ = [
     "Reason",
     "TransportError",
     "UnavailableError",
+    "UnreadWarning",
     "UnsentWarning",
     "Varint",
     "VerifierError",

@@ -2,23 +2,43 @@
 
 SIOCKCMUNATTACH drops a message that is complete but waits for a KCM socket with room (kcm_unattach,
 net/kcm/kcmsock.c), and what TCP has received but the kernel has not looked at yet is no message at
-all.  `drain` sees to it that neither is left.
+all.  `drain` sees to it that neither is left, also while the other transports are flooded.
+
+What it relies on, all of it in net/kcm/kcmsock.c and net/strparser/strparser.c:
+
+- A transport with a complete message that no KCM socket has room for looks at no further byte, and
+  waits in a queue, first come, first served (psocks_ready).
+- While one waits there, no other transport gets hold of a KCM socket (kcm_rx_waiters is empty).
+- A KCM socket that becomes empty, and a new one, serve that queue until they are full, and one
+  transport at least (kcm_rcv_ready).
+- A transport looks at its bytes with the TCP socket locked, or in the work queue kstrp.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import select
+import socket
 import struct
+import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from pykcm import bpf, loopback
-from pykcm.socket import KCMSocket
+from pykcm import bpf, kernel, loopback
+from pykcm.errors import CapabilityError
+from pykcm.socket import KCMSocket, borrowed
+from pykcm.waiting import Deadline
 
 # include/uapi/linux/sock_diag.h
 _SK_MEMINFO_RMEM_ALLOC = 0
 _SK_MEMINFO_RCVBUF = 1
+
+# Where tcpi_bytes_received lies in struct tcp_info; include/uapi/linux/tcp.h.
+_BYTES_RECEIVED = 128
+
+# No message takes less of a receive buffer, in bytes: its struct sk_buff and skb_shared_info.
+_SMALLEST_CHARGE = 256
 
 # How long the kernel's own worker may take to come by, in seconds.  It bounds only a machine that
 # is stuck.
@@ -35,18 +55,40 @@ def unparsed(tcp_fd: int) -> int:
     return int(struct.unpack("=i", answer)[0])
 
 
-def drain(kcm: KCMSocket, tcp_fd: int, take: Callable[[], int] | None = None) -> int:
+def _received(tcp_fd: int) -> int:
+    """Bytes that TCP has received in all."""
+    with borrowed(tcp_fd) as tcp:
+        info = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
+    return int.from_bytes(info[_BYTES_RECEIVED:], sys.byteorder)
+
+
+def _position(tcp_fd: int) -> int:
+    """Bytes that KCM has taken in all; too many, never too few, while more are coming."""
+    left = unparsed(tcp_fd)
+    return _received(tcp_fd) - left
+
+
+def drain(
+    kcm: KCMSocket,
+    tcp_fd: int,
+    *,
+    others: Sequence[int] = (),
+    take: Callable[[int], object] | None = None,
+    program_fd: int | None = None,
+) -> int:
     """Have all complete messages that a transport has received queued on KCM sockets, or taken.
 
-    For a connection that receives no more, since the peer has closed it or the kernel has given up
-    on it; a live one can receive more at any moment.
+    What arrives after the call has begun may be left.
 
     Args:
         kcm: a socket of the transport's multiplexor.
         tcp_fd: the transport.
-        take: receives what is queued on kcm, without waiting, and returns how many messages that
-            were.  It keeps a connection's messages in order.  None if this socket does not
-            receive: clones of it then take the messages and hand them on to the sockets that do.
+        others: the multiplexor's other transports.
+        take: receives what is queued on kcm, without waiting, until nothing is or it has received
+            as many messages as it is told.  With this every connection's messages keep their
+            order; kcm must then be the only socket that receives.  None otherwise: clones take
+            the messages and hand them on to the sockets that receive.
+        program_fd: a delineation program, for a process that may not load one.
 
     Returns:
         Bytes that are left: they belong to a message whose end has not come.  A short beginning
@@ -55,55 +97,75 @@ def drain(kcm: KCMSocket, tcp_fd: int, take: Callable[[], int] | None = None) ->
     Raises:
         OSError: no descriptors or no memory are left.
     """
+    arrived = _received(tcp_fd)
     while True:
+        position = _position(tcp_fd)
         with contextlib.ExitStack() as stack:
-            clone = None if take else stack.enter_context(_roomy_clone(kcm))
-            left = unparsed(tcp_fd)
             if take:
-                take()
-            if left:
-                # Either the kernel has not come round to the bytes yet, or they are no message.
-                _barrier()
-                moved = unparsed(tcp_fd) != left
-                if moved or (take and take()) or (clone and not _has_room(clone)):
-                    continue
-        # Whatever became complete while all sockets were busy.
-        with _roomy_clone(kcm):
-            return left
+                # Who holds the KCM socket now is done with it when its TCP socket's lock was had.
+                # From then on the waiting are served each time the KCM socket becomes empty.
+                for fd in others:
+                    unparsed(fd)
+                capacity = kcm.memory()[_SK_MEMINFO_RCVBUF] // _SMALLEST_CHARGE + 2
+                take((len(others) + 2) * capacity)
+            else:
+                _serve_by_clones(kcm, len(others) + 1, stack)
+            if position >= arrived:
+                return unparsed(tcp_fd)
+            # Now it waits no longer.  Once the work that was pending is done, it has gone on to
+            # what follows; or there is nothing that it can do.
+            _barrier(program_fd)
+            if _position(tcp_fd) == position:
+                return unparsed(tcp_fd)
 
 
-@contextlib.contextmanager
-def _roomy_clone(kcm: KCMSocket) -> Iterator[KCMSocket]:
-    """A clone that waits for messages: so no complete message waits for a socket with room.
+def _serve_by_clones(kcm: KCMSocket, transports: int, stack: contextlib.ExitStack) -> None:
+    """Have all waiting transports served, by clones which live as long as the stack.
 
-    A fresh clone takes what waits.  One that has room left shows that there was no more.  When the
-    clones are closed, the kernel gives what they took to other sockets, or keeps it for them.
+    One that has room left shows that none waits any more.  Where none ever has, so much is coming
+    in that counting must do: each serves one at least, but may first be given what clones that
+    were closed had taken.  A closed clone's messages go to other sockets, or are kept for them.
     """
-    with contextlib.ExitStack() as stack:
-        clone = stack.enter_context(kcm.clone())
-        while not _has_room(clone):
-            clone = stack.enter_context(kcm.clone())
-        yield clone
+    for _ in range(4 * (transports + 1)):
+        fd = kernel.clone(kcm.fileno())  # not kcm.clone(), which would call kcm shared
+        memory = stack.enter_context(KCMSocket(kcm.type, _fileno=fd)).memory()
+        if memory[_SK_MEMINFO_RMEM_ALLOC] < memory[_SK_MEMINFO_RCVBUF]:
+            return
 
 
-def _has_room(kcm: KCMSocket) -> bool:
-    memory = kcm.memory()
-    return memory[_SK_MEMINFO_RMEM_ALLOC] < memory[_SK_MEMINFO_RCVBUF]
-
-
-def _barrier() -> None:
+def _barrier(program_fd: int | None) -> None:
     """Wait until the kernel has done the work on received data that was pending before.
 
-    That work is done in order by one worker (kstrp, net/strparser/strparser.c).  Attaching a
-    connection with data in it puts an item of our own at the end of its queue.
+    That work is done in order by one worker.  Attaching a connection with data in it puts an item
+    of our own at the end of its queue, whatever the program makes of the data.
     """
     with contextlib.ExitStack() as stack:
         kcm = stack.enter_context(KCMSocket())
-        kcm.settimeout(_BARRIER_TIMEOUT)
         near, far = loopback.connection()
         stack.enter_context(near)
         stack.enter_context(far)
-        program = stack.enter_context(bpf.Program.load("r0 = 1\nexit", name="pykcm_barrier"))
         far.sendall(b"!")
-        kcm.attach(near, program)
-        kcm.recv()
+        with _any_program(program_fd) as fd:
+            kernel.attach(kcm.fileno(), near.fileno(), fd)
+        poll = select.poll()
+        poll.register(near, 0)  # POLLERR: the program refused the data
+        poll.register(kcm, select.POLLIN)
+        deadline = Deadline(_BARRIER_TIMEOUT)
+        # A program that waits for more shows by nothing that it was run, except that the data is
+        # taken.
+        while unparsed(near.fileno()) and not poll.poll(1):
+            if deadline.passed():
+                raise TimeoutError("the kernel did not look at received data in time")
+
+
+@contextlib.contextmanager
+def _any_program(program_fd: int | None) -> Iterator[int]:
+    try:
+        program = bpf.Program.load("r0 = 1\nexit", name="pykcm_barrier")
+    except CapabilityError:
+        if program_fd is None:
+            raise
+        yield program_fd
+        return
+    with program:
+        yield program.fd

@@ -52,17 +52,25 @@ class MessageTruncated(KCMOSError):  # noqa: N818 - the name says what happened,
     Attributes:
         message: what was received of it.
         received: whole messages that the same call had received, in order.
+        others: what the same call had received of further messages that were too long, in order.
     """
 
     def __init__(
-        self, errno: int, message: str, data: bytes = b"", received: list[bytes] | None = None
+        self,
+        errno: int,
+        message: str,
+        data: bytes = b"",
+        received: list[bytes] | None = None,
+        others: list[bytes] | None = None,
     ) -> None:
         super().__init__(errno, message)
         self.message = data
         self.received = received if received is not None else []
+        self.others = others if others is not None else []
 
     def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
-        return type(self), (self.errno or 0, self.strerror or "", self.message, self.received)
+        told = (self.message, self.received, self.others)
+        return type(self), (self.errno or 0, self.strerror or "", *told)
 
 
 class Disconnected(KCMOSError, ConnectionError):  # noqa: N818

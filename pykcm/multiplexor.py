@@ -10,12 +10,15 @@ import errno
 import os
 import select
 import socket as _socket
+import sys
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from pykcm import draining
-from pykcm.errors import AttachError, Disconnected, KCMOSError
-from pykcm.socket import DEFAULT_LINGER, Delineation, KCMSocket
+from pykcm import bpf, draining
+from pykcm.errors import AttachError, Disconnected, KCMOSError, MessageTruncated
+from pykcm.framing import Framing
+from pykcm.socket import DEFAULT_LINGER, Delineation, KCMSocket, borrowed
 from pykcm.waiting import (
     Deadline,
     SendSpace,
@@ -30,8 +33,20 @@ if TYPE_CHECKING:
 # How many messages are received before the transports are looked at, when messages never pause.
 _PATIENCE = 256
 
+# How many messages one system call brings; those that were not asked for wait here.
+_AHEAD = 64
+
 # include/net/tcp_states.h
 _TCP_CLOSE = 7
+
+
+class UnreadWarning(ResourceWarning):
+    """A multiplexor was closed with messages that its clones would have received; they are lost."""
+
+
+# Python hides ResourceWarning by default, and this one tells of lost data.
+if not sys.warnoptions:
+    warnings.filterwarnings("default", category=UnreadWarning)
 
 
 class Reason(enum.Enum):
@@ -74,6 +89,7 @@ class _Transport:
     # his: the kernel keeps an attached connection open.
     fd: int
     handed_over: bool
+    error: int = 0  # what the kernel posted on it; asking clears it
 
 
 Event = tuple["_socket.socket | int", TransportError]
@@ -118,6 +134,8 @@ class Multiplexor:
         self._queue_without_transport = without_transport == "queue"
         self._pid = os.getpid()
         self._transports: list[_Transport] = []
+        # Those that have ended, and were not taken off yet.
+        self._ended: collections.deque[_Transport] = collections.deque()
         self._events: collections.deque[Event] = collections.deque(maxlen=4096)
         self._last_error: TransportError | None = None
         self._inbox: collections.deque[bytes] = collections.deque()
@@ -132,6 +150,12 @@ class Multiplexor:
             stack.callback(self._all.close)
             self._all.register(self.socket.fileno(), select.EPOLLIN)
             self._all.register(self._watch.fileno(), select.EPOLLIN)
+            # For what the kernel does not know of.
+            self._told = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            stack.callback(os.close, self._told)
+            self._all.register(self._told, select.EPOLLIN)
+            self._telling = False
+            self._tell()
             stack.pop_all()
 
     # ---- transports ----
@@ -171,6 +195,7 @@ class Multiplexor:
             self._watch.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
             stack.pop_all()
         self._transports.append(_Transport(tcp, fd, hand_over))
+        self._tell()
 
     def detach(self, tcp: _socket.socket | int, timeout: float | None = None) -> None:
         """Take a transport off, after its messages were received and sent.
@@ -197,11 +222,13 @@ class Multiplexor:
             return  # it ended meanwhile, and was reported
         self._drain(transport)
         self._take_off(transport)
+        self._tell()
 
     def fileno(self) -> int:
-        """A descriptor that is readable when a message can be received, or a transport has ended.
+        """A descriptor that is readable when `recv` would not wait, or a transport has ended.
 
-        For `select` and event loops; it is not the KCM socket's own.
+        For `select` and event loops; it is not the KCM socket's own.  Without a transport it is
+        always readable, since `recv` then raises `Disconnected`.
         """
         self._check_owner()
         return self._all.fileno()
@@ -237,6 +264,12 @@ class Multiplexor:
                 errno.EBUSY,
                 "messages that are queued here would never be read; set socket.recv_disabled, and "
                 "receive on clones",
+            )
+        if self._inbox:
+            raise KCMOSError(
+                errno.EBUSY,
+                f"{len(self._inbox)} messages that have been received here would never be read; "
+                "receive them first",
             )
         deadline = Deadline(timeout)
         while True:
@@ -283,27 +316,48 @@ class Multiplexor:
         """Messages that are there; raises Disconnected when none will come."""
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
-        messages = self._take_queued(limit)
-        self._since_check += len(messages)
-        if messages and self._since_check < _PATIENCE:
-            return messages
-        self._since_check = 0
-        self._look_after_transports()
-        if not messages and not self._transports:
-            # What the last transport left was queued before it was taken off.
+        try:
+            if self._since_check < _PATIENCE and (messages := self._take_queued(limit)):
+                self._since_check += len(messages)
+                return messages
+            self._since_check = 0
+            # This may raise what a caller's function does, so it holds no message meanwhile.
+            self._look_after_transports()
             messages = self._take_queued(limit)
-            if not messages:
+            if not messages and not self._transports:
                 raise self._disconnected()
-        return messages
+            return messages
+        finally:
+            self._tell()
 
     def _take_queued(self, limit: int) -> list[bytes]:
         if not self._inbox:
-            try:
-                # More than asked for, since one system call brings many.
-                self._inbox.extend(self.socket.recv_many(max(limit, 64)))
-            except BlockingIOError:
-                return []
+            # Not more than asked for where a clone could have the rest.
+            self._receive(limit if self.socket.shared else max(limit, _AHEAD))
         return [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
+
+    def _receive(self, limit: int) -> bool:
+        """Receive messages into the inbox, without waiting; whether there were any."""
+        try:
+            self._inbox.extend(self.socket.recv_many(limit))
+        except BlockingIOError:
+            return False
+        except MessageTruncated as error:
+            self._inbox.extend(error.received)
+            error.received = []
+            raise
+        return True
+
+    def _tell(self) -> None:
+        """Make `fileno` readable for what the kernel does not know of."""
+        if self.socket.fileno() < 0:
+            return  # closed meanwhile, by a caller's function
+        wanted = bool(self._inbox or self._ended or not self._transports)
+        if wanted and not self._telling:
+            os.eventfd_write(self._told, 1)
+        elif self._telling and not wanted:
+            os.eventfd_read(self._told)
+        self._telling = wanted
 
     def _disconnected(self) -> Disconnected:
         error = self._last_error
@@ -405,10 +459,8 @@ class Multiplexor:
                 space.clear()
 
     def _check_transport(self) -> None:
-        if self._queue_without_transport:
-            return
         self._look_after_transports()
-        if not self._transports:
+        if not self._transports and not self._queue_without_transport:
             raise self._disconnected()
 
     # ---- asyncio and Trio ----
@@ -478,31 +530,52 @@ class Multiplexor:
     # ---- the life of a transport ----
 
     def _look_after_transports(self) -> None:
-        """Drain, take off and report the transports that have ended."""
+        """Drain, take off and report the transports that have ended.
+
+        Where something is raised on the way, the next call goes on with it.
+        """
         for fd, _ in self._watch.poll(0):
-            transport = next(t for t in self._transports if t.fd == fd)
-            number = _pending_error(fd)
-            error = _explain(number, _tcp_state(fd), self._drain(transport))
-            self._last_error = error
-            self._take_off(transport)
-            self._events.append((transport.tcp, error))
-            if self.on_disconnect is not None:
-                self.on_disconnect(transport.tcp, error)
+            self._ended.append(next(t for t in self._transports if t.fd == fd))
+        try:
+            while self._ended:
+                transport = self._ended[0]
+                transport.error = transport.error or _pending_error(transport.fd)
+                state = _tcp_state(transport.fd)
+                error = _explain(transport.error, state, self._drain(transport))
+                self._last_error = error
+                self._take_off(transport)
+                self._events.append((transport.tcp, error))
+                if self.on_disconnect is not None:
+                    self.on_disconnect(transport.tcp, error)
+        finally:
+            self._tell()
 
     def _drain(self, transport: _Transport) -> int:
-        take = None if self.socket.recv_disabled else self._take_in
-        return draining.drain(self.socket, transport.fd, take)
+        """Have its complete messages in the inbox, or on the sockets that receive."""
+        alone = not self.socket.shared and not self.socket.recv_disabled
+        program = self._framing
+        return draining.drain(
+            self.socket,
+            transport.fd,
+            others=[other.fd for other in self._transports if other is not transport],
+            take=self._take_in if alone else None,
+            program_fd=None
+            if isinstance(program, Framing)
+            else program.fd
+            if isinstance(program, bpf.Program)
+            else program,
+        )
 
-    def _take_in(self) -> int:
-        """Receive all that is queued into the inbox; returns how many messages."""
-        before = len(self._inbox)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._inbox.extend(self.socket.recv_many())
-        return len(self._inbox) - before
+    def _take_in(self, limit: int) -> None:
+        """Receive what is queued into the inbox, up to some `limit` messages."""
+        enough = len(self._inbox) + limit
+        while len(self._inbox) < enough and self._receive(_AHEAD):
+            pass
 
     def _take_off(self, transport: _Transport) -> None:
         self._transports.remove(transport)
+        with contextlib.suppress(ValueError):
+            self._ended.remove(transport)
         # A transport that somebody else took off has nothing left to do.
         with contextlib.suppress(AttachError):
             self.socket.unattach(transport.fd)
@@ -535,10 +608,18 @@ class Multiplexor:
 
         Warns:
             UnsentWarning: bytes were left, and are lost.
+            UnreadWarning: messages were received and not read, while clones could have had them.
         """
         if self.socket.fileno() < 0:
             return
         own = os.getpid() == self._pid
+        if own and self.socket.shared and self._inbox:
+            warnings.warn(
+                f"{self!r} is closed with {len(self._inbox)} messages that were received and not "
+                "read; they are lost",
+                UnreadWarning,
+                stacklevel=2,
+            )
         try:
             wait = self._linger if linger is None else linger
             if own and self.socket.unsent:
@@ -549,11 +630,13 @@ class Multiplexor:
         finally:
             self._all.close()
             self._watch.close()
+            os.close(self._told)
             for transport in self._transports:
                 os.close(transport.fd)
                 if transport.handed_over and own:
                     _close(transport.tcp)
             self._transports.clear()
+            self._ended.clear()
 
     def __enter__(self) -> Multiplexor:
         return self
@@ -571,24 +654,14 @@ def _close(tcp: _socket.socket | int) -> None:
 
 def _pending_error(fd: int) -> int:
     """What the kernel posted on a TCP socket (SO_ERROR); asking clears it."""
-    with _borrowed(fd) as tcp:
+    with borrowed(fd) as tcp:
         return tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
 
 
 def _tcp_state(fd: int) -> int:
     """The state by include/net/tcp_states.h, the first byte of struct tcp_info."""
-    with _borrowed(fd) as tcp:
+    with borrowed(fd) as tcp:
         return tcp.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_INFO, 1)[0]
-
-
-@contextlib.contextmanager
-def _borrowed(fd: int) -> Iterator[_socket.socket]:
-    """A socket object on a descriptor that stays open."""
-    tcp = _socket.socket(fileno=fd)
-    try:
-        yield tcp
-    finally:
-        tcp.detach()
 
 
 def _explain(number: int, state: int, cut: int) -> TransportError:

@@ -70,6 +70,8 @@ class KCMSocket(_socket.socket):
 
     Attributes:
         max_message_size: as above; may be set.
+        shared: whether another socket or descriptor was made from this one, by `clone` or `dup`,
+            which may receive some of the messages.
 
     Raises:
         UnavailableError: this kernel has no AF_KCM, or this platform is not Linux.
@@ -90,6 +92,7 @@ class KCMSocket(_socket.socket):
         self.max_message_size = max_message_size
         self._buffers: list[mmap.mmap] = []
         self._message_open = False
+        self.shared = False
         try:
             super().__init__(lib.AF_KCM, type, lib.KCMPROTO_CONNECTED, _fileno)
         except OSError as error:
@@ -224,6 +227,7 @@ class KCMSocket(_socket.socket):
             raise KCMOSError(
                 error.errno or errno.EMFILE, f"the KCM socket cannot be cloned ({error.strerror})"
             ) from error
+        self.shared = True
         try:
             return KCMSocket(self.type, max_message_size=self.max_message_size, _fileno=fd)
         except BaseException:
@@ -233,6 +237,7 @@ class KCMSocket(_socket.socket):
     def dup(self) -> Self:
         """The same socket through another descriptor, close-on-exec."""
         fd = os.dup(self._open_fd())
+        self.shared = True
         try:
             other = type(self)(self.type, max_message_size=self.max_message_size, _fileno=fd)
         except BaseException:
@@ -340,7 +345,7 @@ class KCMSocket(_socket.socket):
 
         Raises:
             MessageTruncated: as for `recv`; whole messages received in the same call are in the
-                error's `received`.
+                error's `received`, and what there is of others that were too long in its `others`.
             ValueError: limit is less than 1.
         """
         if limit < 1:
@@ -371,26 +376,45 @@ class KCMSocket(_socket.socket):
                 lambda: kernel.receive_many(self._open_fd(), buffer, room, count, flags), flags
             )
             with memoryview(buffer) as view:
-                messages = [
-                    bytes(view[index * room : index * room + length])
-                    for index, (length, _) in enumerate(headers)
+                parts = [
+                    (bytes(view[index * room : index * room + length]), message_flags)
+                    for index, (length, message_flags) in enumerate(headers)
                 ]
         finally:
             self._buffers.append(buffer)
-        peek = flags & _socket.MSG_PEEK
-        for index, (length, message_flags) in enumerate(headers):
-            # Only a peek does not show MSG_EOR for a whole message.
-            if message_flags & _socket.MSG_TRUNC or not (
-                length < room if peek else message_flags & _socket.MSG_EOR
-            ):
-                raise MessageTruncated(
-                    errno.EMSGSIZE,
-                    f"a message is longer than the {room - 1} bytes that this socket has room "
-                    "for; set max_message_size to the longest message of its framings",
-                    messages.pop(index),
-                    messages,
-                )
-        return messages
+        whole: list[bytes] = []
+        cut: list[bytes] = []
+        while parts:
+            message, message_flags = parts.pop(0)
+            if flags & _socket.MSG_PEEK:
+                ended = len(message) < room  # a peek does not show MSG_EOR for a whole message
+            else:
+                ended = bool(message_flags & _socket.MSG_EOR)
+                if not ended and features.seqpacket_keeps_the_rest():
+                    parts = parts or self._receive_parts(room)
+                    if parts:
+                        parts[0] = (message + parts[0][0], parts[0][1])
+                        continue
+            (whole if ended and not message_flags & _socket.MSG_TRUNC else cut).append(message)
+        if cut:
+            raise MessageTruncated(
+                errno.EMSGSIZE,
+                f"a message is longer than the {room - 1} bytes that this socket has room for; "
+                "set max_message_size to the longest message of its framings",
+                cut[0],
+                whole,
+                cut[1:],
+            )
+        return whole
+
+    def _receive_parts(self, room: int) -> list[tuple[bytes, int]]:
+        """The next part of a message that the kernel hands out in parts, with its flags."""
+        part = bytearray(room)
+        try:
+            length, flags = kernel.receive_message(self._open_fd(), [part], _socket.MSG_DONTWAIT)
+        except OSError:
+            return []  # another thread has it
+        return [(bytes(part[:length]), flags)]
 
     def _take_buffer(self, size: int) -> mmap.mmap:
         # Buffers are kept, since fresh ones cost page faults; a list's pop is atomic, so that two
@@ -707,7 +731,7 @@ def make_room(tcp_fd: int, max_length: int) -> int:
         The length in bytes of the longest message that is sure to get through.
     """
     wanted = 2 * max_length
-    with _borrowed(tcp_fd) as tcp:
+    with _borrowed_tcp(tcp_fd) as tcp:
         if tcp is None:
             return max_length  # no TCP socket: SIOCKCMATTACH says so in a moment
         size = tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF)
@@ -729,27 +753,31 @@ def _longest_message(tcp_fd: int) -> int:
     limit = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
         limit = int(Path("/proc/sys/net/ipv4/tcp_rmem").read_text(encoding="ascii").split()[2])
-    with _borrowed(tcp_fd) as tcp:
+    with _borrowed_tcp(tcp_fd) as tcp:
         size = 0 if tcp is None else tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF)
     return max(limit, size)
 
 
 @contextlib.contextmanager
-def _borrowed(fd: int) -> Iterator[_socket.socket | None]:
-    """A socket object on somebody else's descriptor; None where that is no TCP socket."""
+def borrowed(fd: int) -> Iterator[_socket.socket]:
+    """A socket object on a descriptor that belongs to somebody else, and stays open."""
+    sock = _socket.socket(fileno=fd)
     try:
-        borrowed = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fd)
-    except OSError:
-        yield None
-        return
-    try:
-        protocol = borrowed.getsockopt(_socket.SOL_SOCKET, _socket.SO_PROTOCOL)
-    except OSError:
-        protocol = None
-    try:
-        yield borrowed if protocol == _socket.IPPROTO_TCP else None
+        yield sock
     finally:
-        borrowed.detach()
+        sock.detach()
+
+
+@contextlib.contextmanager
+def _borrowed_tcp(fd: int) -> Iterator[_socket.socket | None]:
+    """The same; None where the descriptor is no TCP socket."""
+    with contextlib.ExitStack() as stack:
+        try:
+            sock = stack.enter_context(borrowed(fd))
+        except OSError:
+            yield None
+            return
+        yield sock if sock.proto == _socket.IPPROTO_TCP else None
 
 
 def _fd_of(tcp: _socket.socket | int) -> int:

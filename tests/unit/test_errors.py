@@ -16,7 +16,7 @@ EXAMPLES = [
     errors.CapabilityError(errno.EPERM, "why"),
     errors.Disconnected(errno.EPIPE, "why"),
     errors.UnavailableError(errno.EAFNOSUPPORT, "why"),
-    errors.MessageTruncated(errno.EMSGSIZE, "why", b"begin", [b"whole"]),
+    errors.MessageTruncated(errno.EMSGSIZE, "why", b"begin", [b"whole"], [b"other"]),
     errors.VerifierError(errno.EACCES, "why", "the log"),
     errors.FramingError(errno.EBADMSG, "why"),
     pykcm.TransportError(errno.EMSGSIZE, "why", pykcm.Reason.OVERSIZE, 7),
