@@ -21,6 +21,8 @@ from pykcm.errors import BPFError, UnavailableError, VerifierError
 _NAME = re.compile(r"[A-Za-z0-9_.]{0,15}", re.ASCII)  # kernel/bpf/syscall.c, bpf_obj_name_cpy
 _LICENSE_LIMIT = 127  # the kernel cuts a longer one off without a word
 _ATTEMPTS = 100  # the verifier gives up with EAGAIN when a signal is pending
+_UNPRIVILEGED_INSTRUCTIONS = 4096  # BPF_MAXINSNS, include/uapi/linux/bpf_common.h
+
 _LOG_SIZES = (1 << 20, (1 << 24) - 1)  # the second is the most that every kernel takes
 
 # BPF_PROG_TEST_RUN takes an Ethernet header off the data (net/bpf/test_run.c).  This one's type
@@ -379,11 +381,13 @@ def _load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -
     if result == -errno.EPERM:
         raise system.denied("loading the BPF program")
     if result == -errno.E2BIG:
-        raise BPFError(
-            errno.E2BIG,
-            f"the program has {count} instructions: the kernel takes {isa.MAX_INSTRUCTIONS} from "
-            "a process with CAP_BPF, 4096 from others",
+        unprivileged = not system.capabilities() & {"CAP_BPF", "CAP_SYS_ADMIN"}
+        reason = (
+            f"a process without CAP_BPF may load {_UNPRIVILEGED_INSTRUCTIONS} at most"
+            if unprivileged and count > _UNPRIVILEGED_INSTRUCTIONS
+            else "it is too complex: the verifier gives up after a million instructions"
         )
+        raise BPFError(errno.E2BIG, f"the program has {count} instructions: {reason}")
     raise BPFError(-result, f"loading the program {name!r} of {count} instructions failed")
 
 

@@ -281,6 +281,25 @@ def test_what_is_known_of_a_log_survives_a_failure_to_get_all_of_it(
     assert 0 < len(refused.value.log) < 300
 
 
+@pytest.mark.parametrize(
+    ("held", "count", "words"),
+    [
+        (set(), 4098, "without CAP_BPF may load 4096"),
+        (set(), 2, "too complex"),
+        ({"CAP_BPF"}, 4098, "too complex"),
+    ],
+    ids=["long", "complex", "privileged"],
+)
+def test_a_program_too_big_without_a_log(
+    monkeypatch: pytest.MonkeyPatch, held: set[str], count: int, words: str
+) -> None:
+    monkeypatch.setattr(system, "capabilities", lambda: frozenset(held))
+    Kernel(monkeypatch, pykcm_bpf_load=[-errno.E2BIG] * 3)
+    with pytest.raises(BPFError, match=words) as refused:
+        Program.load("r0 = 0\n" * (count - 1) + "exit")
+    assert refused.value.errno == errno.E2BIG
+
+
 def test_loading_is_tried_again_when_the_kernel_asks_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
