@@ -40,6 +40,9 @@ _BYTES_RECEIVED = 128
 # No message takes less of a receive buffer, in bytes: its struct sk_buff and skb_shared_info.
 _SMALLEST_CHARGE = 256
 
+# How many clones are made at most to find out that no transport waits.
+_CLONES = 256
+
 # How long the kernel's own worker may take to come by, in seconds.  It bounds only a machine that
 # is stuck.
 _BARRIER_TIMEOUT = 60.0
@@ -75,7 +78,7 @@ def drain(
     others: Sequence[int] = (),
     take: Callable[[int], object] | None = None,
     program_fd: int | None = None,
-) -> int:
+) -> int | None:
     """Have all complete messages that a transport has received queued on KCM sockets, or taken.
 
     What arrives after the call has begun may be left.
@@ -93,14 +96,17 @@ def drain(
     Returns:
         Bytes that are left: they belong to a message whose end has not come.  A short beginning
         that the kernel has already taken off the TCP socket is not counted, since nothing shows it.
+        None if it could not be made sure of, since more is coming in for the clones than they
+        take; so call again.
 
     Raises:
         OSError: no descriptors or no memory are left.
     """
     arrived = _received(tcp_fd)
-    while True:
-        position = _position(tcp_fd)
-        with contextlib.ExitStack() as stack:
+    left = iter(range(_CLONES))
+    with contextlib.ExitStack() as clones:
+        while True:
+            position = _position(tcp_fd)
             if take:
                 # Who holds the KCM socket now is done with it when its TCP socket's lock was had.
                 # From then on the waiting are served each time the KCM socket becomes empty.
@@ -108,8 +114,8 @@ def drain(
                     unparsed(fd)
                 capacity = kcm.memory()[_SK_MEMINFO_RCVBUF] // _SMALLEST_CHARGE + 2
                 take((len(others) + 2) * capacity)
-            else:
-                _serve_by_clones(kcm, len(others) + 1, stack)
+            elif not _served_by_clones(kcm, clones, left):
+                return None
             if position >= arrived:
                 return unparsed(tcp_fd)
             # Now it waits no longer.  Once the work that was pending is done, it has gone on to
@@ -119,18 +125,18 @@ def drain(
                 return unparsed(tcp_fd)
 
 
-def _serve_by_clones(kcm: KCMSocket, transports: int, stack: contextlib.ExitStack) -> None:
-    """Have all waiting transports served, by clones which live as long as the stack.
+def _served_by_clones(kcm: KCMSocket, clones: contextlib.ExitStack, left: Iterator[int]) -> bool:
+    """Have all waiting transports served by new clones; whether that could be made sure of.
 
-    One that has room left shows that none waits any more.  Where none ever has, so much is coming
-    in that counting must do: each serves one at least, but may first be given what clones that
-    were closed had taken.  A closed clone's messages go to other sockets, or are kept for them.
+    A clone is first given what closed ones had taken, then serves who waits until it is full.  So
+    one that has room left shows that none waits any more.  Later it may fill up all the same.
     """
-    for _ in range(4 * (transports + 1)):
+    for _ in left:
         fd = kernel.clone(kcm.fileno())  # not kcm.clone(), which would call kcm shared
-        memory = stack.enter_context(KCMSocket(kcm.type, _fileno=fd)).memory()
+        memory = clones.enter_context(KCMSocket(kcm.type, _fileno=fd)).memory()
         if memory[_SK_MEMINFO_RMEM_ALLOC] < memory[_SK_MEMINFO_RCVBUF]:
-            return
+            return True
+    return False
 
 
 def _barrier(program_fd: int | None) -> None:

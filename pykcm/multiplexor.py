@@ -11,6 +11,7 @@ import os
 import select
 import socket as _socket
 import sys
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,7 @@ from pykcm.waiting import (
     SendSpace,
     async_wait_readable,
     checkpoint,
+    sleep,
     wait_readable,
 )
 
@@ -35,6 +37,11 @@ _PATIENCE = 256
 
 # How many messages one system call brings; those that were not asked for wait here.
 _AHEAD = 64
+
+# How long to let the clones' owners receive before a transport is drained that could not be: at
+# first, and at most, in seconds.
+_RETRY = 0.01
+_LONGEST_RETRY = 0.5
 
 # include/net/tcp_states.h
 _TCP_CLOSE = 7
@@ -136,6 +143,8 @@ class Multiplexor:
         self._transports: list[_Transport] = []
         # Those that have ended, and were not taken off yet.
         self._ended: collections.deque[_Transport] = collections.deque()
+        self._retry = _RETRY
+        self._next_try = 0.0
         self._events: collections.deque[Event] = collections.deque(maxlen=4096)
         self._last_error: TransportError | None = None
         self._inbox: collections.deque[bytes] = collections.deque()
@@ -185,12 +194,15 @@ class Multiplexor:
                 caller's.
         """
         self._check_owner()
-        self.socket.attach(tcp, self._framing, any_buffer=any_buffer)
-        tcp_fd = tcp if isinstance(tcp, int) else tcp.fileno()
         with contextlib.ExitStack() as stack:
-            stack.callback(self.socket.unattach, tcp_fd)
-            fd = os.dup(tcp_fd)
+            # Its number now: once attached, the beginning of a message may be in the kernel, and
+            # going back for want of a descriptor would lose it.
+            fd = os.dup(self._told)
             stack.callback(os.close, fd)
+            self.socket.attach(tcp, self._framing, any_buffer=any_buffer)
+            tcp_fd = tcp if isinstance(tcp, int) else tcp.fileno()
+            stack.callback(self.socket.unattach, tcp_fd)
+            os.dup2(tcp_fd, fd, inheritable=False)
             # Once, since the condition lasts until the transport is taken off.
             self._watch.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
             stack.pop_all()
@@ -209,7 +221,8 @@ class Multiplexor:
 
         Raises:
             AttachError: ENOENT, it is no transport of this multiplexor.
-            TimeoutError: bytes are unsent; the transport stays.
+            TimeoutError: bytes are unsent, or messages still come in for the clones faster than
+                they take them; the transport stays.
         """
         self._check_owner()
         transport = next((t for t in self._transports if t.tcp == tcp), None)
@@ -220,7 +233,11 @@ class Multiplexor:
             self.flush(timeout)
         if transport not in self._transports:
             return  # it ended meanwhile, and was reported
-        self._drain(transport)
+        deadline = Deadline(timeout)
+        while self._drain(transport) is None:
+            if deadline.passed():
+                raise TimeoutError("its messages could not be handed on in time; it stays")
+            time.sleep(_RETRY)
         self._take_off(transport)
         self._tell()
 
@@ -278,7 +295,8 @@ class Multiplexor:
                 return self._events.popleft()
             if deadline.passed():
                 raise TimeoutError("no transport ended in time")
-            wait_readable([self._watch.fileno()], deadline)
+            self._pause()
+            wait_readable([self._watch.fileno()], Deadline(0) if self._ended else deadline)
 
     # ---- receiving ----
 
@@ -304,6 +322,7 @@ class Multiplexor:
                 return messages
             if deadline.passed():
                 raise TimeoutError("no message came in time")
+            self._pause()
             wait_readable([self._all.fileno()], deadline)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -476,6 +495,8 @@ class Multiplexor:
         while True:
             if messages := self._take(limit):
                 return messages
+            if self._ended:
+                await sleep(_RETRY)  # see _pause
             await async_wait_readable(self._all.fileno())
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -532,16 +553,21 @@ class Multiplexor:
     def _look_after_transports(self) -> None:
         """Drain, take off and report the transports that have ended.
 
-        Where something is raised on the way, the next call goes on with it.
+        Where something is raised on the way, or one can't be drained now, the next call goes on.
         """
         for fd, _ in self._watch.poll(0):
             self._ended.append(next(t for t in self._transports if t.fd == fd))
         try:
-            while self._ended:
+            while self._ended and time.monotonic() >= self._next_try:
                 transport = self._ended[0]
                 transport.error = transport.error or _pending_error(transport.fd)
-                state = _tcp_state(transport.fd)
-                error = _explain(transport.error, state, self._drain(transport))
+                cut = self._drain(transport)
+                if cut is None:
+                    self._next_try = time.monotonic() + self._retry
+                    self._retry = min(2 * self._retry, _LONGEST_RETRY)
+                    break
+                self._retry = _RETRY
+                error = _explain(transport.error, _tcp_state(transport.fd), cut)
                 self._last_error = error
                 self._take_off(transport)
                 self._events.append((transport.tcp, error))
@@ -550,7 +576,12 @@ class Multiplexor:
         finally:
             self._tell()
 
-    def _drain(self, transport: _Transport) -> int:
+    def _pause(self) -> None:
+        """Let the clones' owners receive, if a transport could not be drained before they do."""
+        if self._ended:
+            time.sleep(_RETRY)
+
+    def _drain(self, transport: _Transport) -> int | None:
         """Have its complete messages in the inbox, or on the sockets that receive."""
         alone = not self.socket.shared and not self.socket.recv_disabled
         program = self._framing
@@ -637,6 +668,11 @@ class Multiplexor:
                     _close(transport.tcp)
             self._transports.clear()
             self._ended.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_telling") and self.socket.fileno() >= 0:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+            self.close(0)
 
     def __enter__(self) -> Multiplexor:
         return self

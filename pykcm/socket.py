@@ -709,6 +709,19 @@ class KCMSocket(_socket.socket):
                 )
         super().close()
 
+    def __del__(self) -> None:
+        # The interpreter closes it, with a warning that it hides by default.
+        with contextlib.suppress(OSError):
+            if self.fileno() >= 0 and (left := self.unsent):
+                warnings.warn(
+                    f"{self!r} was not closed, and {left} bytes that no transport has taken are "
+                    "lost",
+                    UnsentWarning,
+                    source=self,
+                    stacklevel=2,
+                )
+        super().__del__()  # type: ignore[misc]
+
     def _open_fd(self) -> int:
         fd = self.fileno()
         if fd < 0:

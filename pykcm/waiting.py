@@ -61,6 +61,11 @@ async def checkpoint() -> None:
     await _anyio().lowlevel.checkpoint()
 
 
+async def sleep(seconds: float) -> None:
+    """Let other tasks run for some time."""
+    await _anyio().sleep(seconds)
+
+
 def _anyio() -> ModuleType:
     try:
         import anyio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import select
 import signal
 import socket
@@ -195,7 +196,7 @@ class TestWhatIsRaisedOnTheWay:
         real = pykcm.draining.drain
         failures = iter([OSError(24, "too many open files")])
 
-        def drain(*arguments: object, **named: object) -> int:
+        def drain(*arguments: object, **named: object) -> int | None:
             for failure in failures:
                 raise failure
             return real(*arguments, **named)  # type: ignore[arg-type]
@@ -211,6 +212,30 @@ class TestWhatIsRaisedOnTheWay:
             received.append(mux.recv(PATIENCE))
             mux.recv(PATIENCE)
         assert received == [message(b"last")]
+
+
+def test_attaching_without_a_descriptor_left_takes_nothing() -> None:
+    near, far = loopback.connection()
+    with near, far, FRAMING.load() as program, Multiplexor(program) as mux:
+        far.sendall(message(bytes(1000))[:500])
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+        fillers = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    fillers.append(os.dup(near.fileno()))
+            with pytest.raises(OSError, match="Too many open files"):
+                mux.attach(near)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for filler in fillers:
+                os.close(filler)
+        assert mux.transports == []
+        mux.attach(near)
+        far.sendall(message(bytes(1000))[500:])
+        assert mux.recv(PATIENCE) == message(bytes(1000))
 
 
 class TestClones:
@@ -245,6 +270,26 @@ class TestClones:
         with pytest.raises(TimeoutError):
             mux.wait_disconnection(0)
 
+    def test_a_transport_whose_messages_nobody_takes_is_kept(self, mux: Multiplexor) -> None:
+        near, far = loopback.connection()
+        mux.attach(near)
+        sent = [message(struct.pack(">I", n)) for n in range(40_000)]
+        with near, mux.clone() as worker:
+            mux.socket.recv_disabled = True
+            with far:
+                far.sendall(b"".join(sent))
+            used = time.process_time()
+            with pytest.raises(TimeoutError):
+                mux.wait_disconnection(3)
+            assert time.process_time() - used < 2
+            assert mux.transports == [near]
+            worker.settimeout(PATIENCE)
+            received: list[bytes] = []
+            while len(received) < len(sent):
+                received += worker.recv_many()
+            assert sorted(received) == sent
+            assert mux.wait_disconnection(PATIENCE)[1].cut == 0
+
     def test_under_load_the_watching_parent_reports_in_time(self) -> None:
         with flood() as busy, Multiplexor(FRAMING) as mux:
             mux.attach(busy)
@@ -260,6 +305,7 @@ class TestClones:
                     for _ in range(3):
                         end_connection(mux, cut=True)
                         assert mux.wait_disconnection(PATIENCE)[1].reason is Reason.PEER_CLOSED
+                        assert mux.transports == [busy]
                 finally:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)

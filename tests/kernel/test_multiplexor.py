@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -439,6 +440,30 @@ class TestClosing:
         with pytest.warns(pykcm.UnsentWarning, match=f"{left} bytes"):
             kcm.close(0)
         del far
+
+    @pytest.mark.parametrize("make", [pykcm.KCMSocket, lambda: Multiplexor(FRAMING)])
+    def test_what_is_lost_without_closing_is_said(
+        self, connect: Callable[[], Pair], make: Callable[[], pykcm.KCMSocket | Multiplexor]
+    ) -> None:
+        near, _ = connect()
+        before = set(Path("/proc/self/fd").iterdir())
+        forgotten = make()
+        if isinstance(forgotten, Multiplexor):
+            forgotten.attach(near)
+            kcm = forgotten.socket
+        else:
+            kcm = forgotten
+            kcm.attach(near, FRAMING)
+        kcm.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                kcm.send(message(bytes(99_996)))
+        del kcm
+        with pytest.warns(pykcm.UnsentWarning, match=r"\d+ bytes"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "unclosed", ResourceWarning)
+            warnings.filterwarnings("ignore", ".*was not closed$", ResourceWarning)
+            del forgotten
+        assert set(Path("/proc/self/fd").iterdir()) == before
 
     def test_hand_over_closes(self, mux: Multiplexor, connect: Callable[[], Pair]) -> None:
         near, far = connect()
