@@ -179,6 +179,17 @@ class Lab:
             number = error.errno
         self.expect(f"errno of {what}", name_of(number), name_of(wanted))
 
+    def refused_after(
+        self, what: str, wanted: int, seconds: float, call: Callable[..., object], *arguments: Any
+    ) -> None:
+        """Fail unless a call raises the OSError of an errno, and not before its time."""
+        waited = []
+        for _ in range(3):  # a busy machine makes any one longer
+            start = time.monotonic()
+            self.refused(what, wanted, call, *arguments)
+            waited.append(time.monotonic() - start)
+        self.expect(f"waited for {seconds:g} s", min(waited) >= 0.95 * seconds, True)
+
     def receive(self, kcm: socket.socket, room: int = ROOM, flags: int = 0) -> bytes:
         """What one recvmsg gives; fails if nothing comes while patience lasts."""
         return self.receive_flags(kcm, room, flags)[0]
