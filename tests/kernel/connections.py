@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import socket
 import struct
 import time
@@ -20,6 +22,41 @@ PATIENCE = 30.0
 def message(body: bytes) -> bytes:
     """A message of `FRAMING`."""
     return struct.pack(">I", len(body)) + body
+
+
+def fill(kcm: socket.socket, size: int = 50_000) -> int:
+    """Send until the queue is full, and stays so; how many messages.
+
+    TCP goes on taking some for a while, as the peer's kernel makes its buffer larger.
+    """
+    count = 0
+    still = 0
+    while still < 5:
+        still += 1
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                kcm.send(message(bytes(size)), socket.MSG_DONTWAIT)
+                count += 1
+                still = 0
+        time.sleep(0.1)
+    return count
+
+
+def number_of_bytes(error: BaseException | str) -> int:
+    """The number of bytes that an error or a warning speaks of."""
+    match = re.search(r"(\d+) bytes", str(error))
+    assert match, f"no number of bytes in {error}"
+    return int(match[1])
+
+
+def received_in_all(tcp: socket.socket) -> int:
+    """How many bytes come until the connection ends, also by a reset."""
+    tcp.settimeout(PATIENCE)
+    count = 0
+    with contextlib.suppress(ConnectionResetError):
+        while data := tcp.recv(1 << 20):
+            count += len(data)
+    return count
 
 
 def reset(tcp: socket.socket) -> None:
