@@ -190,14 +190,21 @@ class Multiplexor:
             any_buffer: as for `KCMSocket.attach`.
 
         Raises:
-            AttachError and others: see `KCMSocket.attach`.  The TCP socket is then still the
-                caller's.
+            AttachError and others: see `KCMSocket.attach`; also EMFILE or ENFILE (too many
+                descriptors).  The TCP socket is then still the caller's.
         """
         self._check_owner()
         with contextlib.ExitStack() as stack:
             # Its number now: once attached, the beginning of a message may be in the kernel, and
             # going back for want of a descriptor would lose it.
-            fd = os.dup(self._told)
+            try:
+                fd = os.dup(self._told)
+            except OSError as error:
+                raise AttachError(
+                    error.errno or errno.EMFILE,
+                    "the TCP socket was not attached, for want of a descriptor of the "
+                    "multiplexor's own; close some, or raise RLIMIT_NOFILE",
+                ) from error
             stack.callback(os.close, fd)
             self.socket.attach(tcp, self._framing, any_buffer=any_buffer)
             tcp_fd = tcp if isinstance(tcp, int) else tcp.fileno()

@@ -226,7 +226,7 @@ def test_attaching_without_a_descriptor_left_takes_nothing() -> None:
             with contextlib.suppress(OSError):
                 while True:
                     fillers.append(os.dup(near.fileno()))
-            with pytest.raises(OSError, match="Too many open files"):
+            with pytest.raises(pykcm.AttachError, match=r"RLIMIT_NOFILE.*Too many open files"):
                 mux.attach(near)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
