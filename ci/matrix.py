@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import os
 import sys
-import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -22,9 +22,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ci import jobs
 from ci.guest import GUEST_FAILED, TIMED_OUT
+from ci.jobs import Job, say
 from ci.kernels import ROOT, SERIES, KernelUnavailableError, fetch
-from ci.testing import BRIEF, REPORTS
+from ci.testing import BRIEF, KERNEL_TESTS, REPORTS
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
 TIMEOUT = 1200  # seconds for one kernel, boot included
@@ -107,28 +109,58 @@ class Column:
                 self.add(check, PASS)
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+@dataclass(frozen=True)
+class Reports:
+    """What a run on one kernel leaves."""
+
+    selftest: Path
+    tests: Path
+
+    @classmethod
+    def of(cls, series: str) -> Reports:
+        return cls(REPORTS / f"selftest-{series}.json", REPORTS / f"kernel-{series}.xml")
 
 
-def run_on(series: str, arguments: list[str]) -> Column:
-    """Boot a kernel of this series and run the kernel tests on it."""
-    column = Column(series)
-    try:
-        column.release = fetch(series).release
-    except KernelUnavailableError as reason:
-        column.problem = f"could not be had: {reason}"
-        return column
-    tests = REPORTS / f"kernel-{series}.xml"
-    selftest = REPORTS / f"selftest-{series}.json"
-    for report in (tests, selftest):
+def run_on(kernels: Sequence[str], arguments: list[str], at_once: int) -> list[Column]:
+    """Boot each of these series and run the selftest and the kernel tests on it.
+
+    With several at once each has its share of the CPUs: guests that together have more than the
+    host slow each other far more than twofold.
+    """
+    columns = [Column(series) for series in kernels]
+    for column in columns:
+        try:
+            column.release = fetch(column.series).release
+        except KernelUnavailableError as reason:
+            column.problem = f"could not be had: {reason}"
+    there = [column for column in columns if not column.problem]
+    todo = [Job(f"kernel {c.series}", tuple(command(c.series, arguments, at_once))) for c in there]
+    for column, status in zip(there, jobs.run(todo, at_once), strict=True):
+        read_reports(column, status)
+    return columns
+
+
+def command(series: str, arguments: list[str], at_once: int) -> list[str]:
+    """What runs both on one kernel; it starts with no reports of an earlier run."""
+    reports = Reports.of(series)
+    for report in (reports.selftest, reports.tests):
         report.unlink(missing_ok=True)
-    command = ["ci/vm", "--kernel", series, "--timeout", str(TIMEOUT), "--"]
-    command += ["sh", "-c", COMMAND, "sh", str(selftest.relative_to(ROOT))]
-    command += ["pytest", "tests/kernel", f"--junitxml={tests.relative_to(ROOT)}", *arguments]
-    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    guest = ["ci/vm", "--kernel", series, "--timeout", str(TIMEOUT)]
+    if at_once > 1 and not SERIES[series].uml:  # that one has a single CPU in any case
+        guest += ["--cpus", str(max((os.cpu_count() or 1) // at_once, 1))]
+    inside = ["sh", "-c", COMMAND, "sh", str(reports.selftest.relative_to(ROOT))]
+    inside += [*KERNEL_TESTS, f"--junitxml={reports.tests.relative_to(ROOT)}", *arguments]
+    return [*guest, "--", *inside]
+
+
+def read_reports(column: Column, status: int) -> None:
+    """Add what a run on the column's kernel left, and what is wrong with it."""
+    reports = Reports.of(column.series)
     unread = []
-    for report, read in ((selftest, column.read_selftest), (tests, column.read_junit)):
+    for report, read in (
+        (reports.selftest, column.read_selftest),
+        (reports.tests, column.read_junit),
+    ):
         try:
             read(report)
         except (OSError, ValueError, ElementTree.ParseError):
@@ -143,7 +175,6 @@ def run_on(series: str, arguments: list[str]) -> Column:
         column.problem = f"ran no test (exit status {status})"
     elif status or column.failed:
         column.problem = "has checks that failed"
-    return column
 
 
 def remarks(columns: list[Column]) -> dict[str, list[str]]:
@@ -225,16 +256,24 @@ def main() -> int:
     parser.add_argument(
         "--brief", action="store_true", help="repeat a tenth as often what is done 10,000 times"
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="N kernels at once, each with its share of the CPUs",
+    )
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error("--jobs: at least 1")
     whole = not arguments.kernel and not arguments.pytest
     REPORTS.mkdir(exist_ok=True)
-    columns = []
-    for series in arguments.kernel or SERIES:
-        say(f"\n== kernel {series}")
-        start = time.monotonic()
-        columns.append(run_on(series, arguments.pytest + BRIEF * arguments.brief))
-        say(f"kernel {series}: {time.monotonic() - start:.0f} s")
+    columns = run_on(
+        arguments.kernel or list(SERIES),
+        arguments.pytest + BRIEF * arguments.brief,
+        arguments.jobs,
+    )
     checks = list(dict.fromkeys(check for column in columns for check in column.outcomes))
     say("")
     show(columns, checks)

@@ -13,8 +13,10 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+from ci import jobs
+from ci.jobs import Job, say
 from ci.kernels import CACHE, ROOT
-from ci.testing import REPORTS, executed
+from ci.testing import REPORTS, UNIT_TESTS, executed
 
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
@@ -48,31 +50,36 @@ def environment(version: str, python: str) -> Path:
     return home / "bin" / "python"
 
 
+def job(version: str, python: str) -> Job:
+    """The unit tests on one Python, with no report of an earlier run."""
+    report(version).unlink(missing_ok=True)
+    command = [str(environment(version, python)), "-m", *UNIT_TESTS, "--quiet"]
+    # How the code is formatted and typed does not depend on who runs it.
+    command += ["--ignore=tests/unit/test_quality.py", f"--junitxml={report(version)}"]
+    return Job(f"Python {version}", tuple(command))
+
+
+def report(version: str) -> Path:
+    return REPORTS / f"unit-{version}.xml"
+
+
 def main() -> int:
     REPORTS.mkdir(exist_ok=True)
-    summary = []
+    mine = "{}.{}".format(*sys.version_info)  # that is the one of `make test`
+    found = {version: interpreter(version) for version in VERSIONS if version != mine}
+    there = {version: python for version, python in found.items() if python}
+    statuses = jobs.run([job(*pair) for pair in there.items()], os.cpu_count() or 1)
+    summary = [
+        f"Python {version}: not on this machine" for version in found if version not in there
+    ]
     failed = False
-    mine = "{}.{}".format(*sys.version_info)
-    for version in VERSIONS:
-        if version == mine:
-            continue  # that is the one of `make test`
-        python = interpreter(version)
-        if python is None:
-            summary.append(f"Python {version}: not on this machine")
-            continue
-        print(f"\n== unit tests on Python {version}", flush=True)
-        report = REPORTS / f"unit-{version}.xml"
-        report.unlink(missing_ok=True)
-        # How the code is formatted and typed does not depend on who runs it.
-        command = [str(environment(version, python)), "-m", "pytest", "tests/unit"]
-        command += ["--ignore=tests/unit/test_quality.py", f"--junitxml={report}", "--quiet"]
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        tests = executed(report) if report.exists() else 0
+    for version, status in zip(there, statuses, strict=True):
+        tests = executed(report(version)) if report(version).exists() else 0
         good = status == 0 and tests > 0
         failed = failed or not good
         result = "passed" if good else f"failed with exit status {status}"
         summary.append(f"Python {version}: {result}, {tests} tests were run")
-    print("\n" + "\n".join(summary), flush=True)
+    say("\n" + "\n".join(summary))
     return int(failed)
 
 

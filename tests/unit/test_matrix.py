@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ci import guest, matrix
-from ci.kernels import Kernel, KernelUnavailableError
+from ci import guest, jobs, matrix
+from ci.kernels import SERIES, Kernel, KernelUnavailableError
 
 Outcome = dict[str, Any]
 
@@ -116,20 +115,22 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.setattr(matrix, "ROOT", tmp_path)
     monkeypatch.setattr(matrix, "REPORTS", reports)
     monkeypatch.setattr(matrix, "DOCUMENT", tmp_path / "docs" / "kernels.md")
-    monkeypatch.setattr(matrix, "SERIES", {"6.1": None, "7.2": None})
+    monkeypatch.setattr(matrix, "SERIES", {name: SERIES[name] for name in ("6.1", "7.2")})
     monkeypatch.setattr("sys.argv", ["ci/matrix"])
     monkeypatch.setattr(matrix, "fetch", lambda series: Kernel(tmp_path, tmp_path, f"{series}.0"))
 
     def say(**left: tuple[int, list[str]]) -> None:
-        def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-            series = command[command.index("--kernel") + 1]
+        def run(todo: list[jobs.Job], at_once: int) -> list[int]:
+            return [leave(job.name.removeprefix("kernel ")) for job in todo]
+
+        def leave(series: str) -> int:
             status, tests = left.get("k" + series.replace(".", "_"), (0, ["test_one"]))
             if tests:
                 selftest(reports / f"selftest-{series}.json", good={})
                 junit(reports / f"kernel-{series}.xml", *((name, "", "") for name in tests))
-            return subprocess.CompletedProcess(command, status)
+            return status
 
-        monkeypatch.setattr("ci.matrix.subprocess.run", run)
+        monkeypatch.setattr(jobs, "run", run)
 
     return say
 
@@ -183,3 +184,27 @@ def test_a_kernel_that_can_not_be_had_is_a_failure(
     out = capsys.readouterr().out
     assert "kernel 6.1 could not be had: no archive answers" in out
     assert "every check passed" not in out
+
+
+@pytest.mark.parametrize("series", ["5.10", "6.1"])
+@pytest.mark.parametrize(("at_once", "cpus"), [(1, None), (2, 2), (8, 1)])
+def test_kernels_at_once_share_the_cpus(
+    series: str,
+    at_once: int,
+    cpus: int | None,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(matrix, "SERIES", SERIES)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    command = matrix.command(series, [], at_once)
+    if cpus is None or series == "5.10":
+        assert "--cpus" not in command
+    else:
+        assert command[command.index("--cpus") + 1] == str(cpus)
+
+
+def test_no_kernel_at_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["ci/matrix", "--jobs", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        matrix.main()

@@ -1,0 +1,101 @@
+"""Commands that run at the same time, each line of their output behind the name of its command.
+
+One at a time, a command has our own standard output, and so a terminal where we have one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ci.kernels import ROOT
+
+Events: TypeAlias = "queue.SimpleQueue[_Running | int]"
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    command: tuple[str, ...]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run(jobs: Sequence[Job], at_once: int = 1) -> list[int]:
+    """Run commands in the project's root; their exit statuses, negative for a signal.
+
+    Args:
+        at_once: how many at the same time at most.
+
+    Raises:
+        SystemExit: SIGINT, SIGTERM or SIGHUP came; the commands were ended.
+        OSError: one of them could not be started; the others were ended.
+    """
+    events: Events = queue.SimpleQueue()
+    waiting = list(jobs)
+    running: list[_Running] = []
+    statuses: dict[Job, int] = {}
+    with _signals(events):
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    running.append(_Running(waiting.pop(0), events, beside=at_once > 1))
+                event = events.get()
+                if isinstance(event, int):
+                    raise SystemExit(128 + event)
+                running.remove(event)
+                statuses[event.job] = event.process.wait()
+        finally:
+            for left in running:
+                left.process.terminate()
+            for left in running:
+                left.process.wait()
+    return [statuses[job] for job in jobs]
+
+
+@contextlib.contextmanager
+def _signals(events: Events) -> Iterator[None]:
+    """Have signals reported, so that none comes between a command's start and our knowing it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda number, _: events.put(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Running:
+    def __init__(self, job: Job, events: Events, *, beside: bool) -> None:
+        say(f"\n== {job.name}")
+        self.job = job
+        self._events = events
+        self._start = time.monotonic()
+        self.process = subprocess.Popen(
+            job.command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL if beside else None,
+            stdout=subprocess.PIPE if beside else None,
+            stderr=subprocess.STDOUT if beside else None,
+            encoding="utf-8",
+            errors="replace",
+        )
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        with self.process:  # it closes the pipe and waits for the end
+            for line in self.process.stdout or ():
+                sys.stdout.write(f"{self.job.name} | {line.rstrip()}\n")
+                sys.stdout.flush()
+        say(f"{self.job.name}: {time.monotonic() - self._start:.0f} s")
+        self._events.put(self)

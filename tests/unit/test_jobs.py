@@ -1,0 +1,96 @@
+"""ci/jobs: commands at the same time; whatever happens, none is left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ci import jobs
+from ci.jobs import Job
+from ci.kernels import ROOT
+
+
+def shell(name: str, script: str) -> Job:
+    return Job(name, ("sh", "-c", script))
+
+
+def runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_statuses_come_in_the_order_of_the_commands(at_once: int) -> None:
+    todo = [shell("late", "sleep 0.3; exit 3"), shell("early", "exit 4"), shell("good", "true")]
+    assert jobs.run(todo, at_once) == [3, 4, 0]
+
+
+def test_a_signal_is_a_negative_status() -> None:
+    assert jobs.run([shell("killed", "kill -9 $$")]) == [-9]
+
+
+def test_no_commands() -> None:
+    assert jobs.run([], 2) == []
+
+
+def test_whole_lines_behind_the_name(capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = "printf a; sleep 0.2; printf b; sleep 0.2; echo c; echo to stderr >&2; printf end"
+    jobs.run([shell("one", pieces), shell("two", pieces)], 2)
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("one", "two"):
+        assert [line for line in lines if line.startswith(f"{name} |")] == [
+            f"{name} | abc",
+            f"{name} | to stderr",
+            f"{name} | end",
+        ]
+
+
+def test_a_single_command_has_our_own_output(capfd: pytest.CaptureFixture[str]) -> None:
+    jobs.run([shell("one", "echo bare")])
+    assert "\nbare\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("at_once", "most"), [(1, 1), (2, 2), (9, 4)])
+def test_so_many_at_once(at_once: int, most: int, tmp_path: Path) -> None:
+    count = f"cd {tmp_path}; touch $$; sleep 0.3; ls | grep -cv seen >>seen; sleep 0.3; rm -f -- $$"
+    jobs.run([shell(str(number), count) for number in range(4)], at_once)
+    assert max(map(int, (tmp_path / "seen").read_text().split())) == most
+
+
+def test_a_command_that_does_not_exist_leaves_the_others_ended(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError):
+        jobs.run([shell("long", "exec sleep 60"), Job("none", (str(tmp_path / "none"),))], 2)
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_signal_ends_all(number: signal.Signals, at_once: int, tmp_path: Path) -> None:
+    script = "echo $$ >{}.new && mv {}.new {}; exec sleep 60"
+    files = [tmp_path / name for name in ("a", "b")]
+    todo = [shell(file.name, script.format(file, file, file)) for file in files]
+    program = f"from ci import jobs; from ci.jobs import Job; jobs.run({todo!r}, {at_once})"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        expected = files[:at_once]
+        end = time.monotonic() + 30
+        while not all(file.exists() for file in expected):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(30) != 0
+    finally:
+        process.kill()
+        process.wait()
+    assert not any(runs(int(file.read_text())) for file in expected)
+    assert [file.exists() for file in files] == [True, at_once == 2]
