@@ -338,9 +338,9 @@ def test_without_the_right_to_load_a_program() -> None:
     if int(os.uname().release.split(".")[0]) < 6:
         pytest.skip("before Linux 5.19 opening a pin needs what loading needs")
     path = Path("/sys/fs/bpf/pykcm_test_draining")
-    near, far = loopback.connection()
     with FRAMING.load() as program:
         program.pin(path)
+    near, far = loopback.connection()
     try:
         os.chown(path, 65534, 65534)
 
