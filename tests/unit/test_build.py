@@ -21,6 +21,11 @@ assert pykcm._native.lib.AF_KCM == 41
 """
 
 
+def index_is_reached(download: list[str], directory: Path) -> bool:
+    command = [*download, "--no-deps", "--no-cache-dir", "--dest", str(directory), "cffi"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
 @pytest.mark.timeout(300)
 def test_pip_install(tmp_path: Path) -> None:
     # Only what the project holds: a build must not need anything else, nor leave it behind.
@@ -34,7 +39,12 @@ def test_pip_install(tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", source], check=True)
+    pip = [str(python), "-m", "pip", "--quiet"]
+    # The build's requirements come from a package index: its isolation is what is tested.
+    installed = subprocess.run([*pip, "install", source], check=False)
+    if installed.returncode and not index_is_reached([*pip, "download"], tmp_path):
+        pytest.skip("no package index is reached, which `pip install` needs")
+    assert installed.returncode == 0
     subprocess.run([python, "-c", LOOK], cwd=tmp_path, check=True)
     # The extras' packages are not there, and importing does not need them.
     missing = subprocess.run([python, "-c", "import click"], capture_output=True, check=False)
