@@ -34,6 +34,7 @@ TIMEOUT = 1200  # seconds for one kernel, boot included
 PASS, DEVIATES, FAIL, SKIP, ABSENT = "pass", "deviates", "FAIL", "skip", "ABSENT"
 
 WIDTH = 80  # of a log, which has none of its own
+REASON = 600  # characters of what pytest says of a failure; the log above has all
 
 # One boot for both; what the selftest says is kept, and the tests' exit status is the whole's.
 COMMAND = """\
@@ -84,7 +85,7 @@ class Column:
             group, _, own = check["name"].partition(".")
             name, status, lines = (group, own), check["status"], check["lines"]
             if not check["ok"]:
-                self.add(name, FAIL)
+                self.add(name, FAIL, " ".join(lines) or "passed, but is a known deviation")
             elif status == "skip":
                 self.add(name, SKIP, " ".join(lines))
             elif status == "fail":
@@ -101,12 +102,20 @@ class Column:
             test = case.get("name", "").partition("[")[0]
             check = (module, f"{inner}.{test}".lstrip("."))
             skipped = case.find("skipped")
-            if case.find("failure") is not None or case.find("error") is not None:
-                self.add(check, FAIL)
+            bad = [*case.iter("failure"), *case.iter("error")]
+            if bad:
+                self.add(check, FAIL, f"{case.get('name')}: {why(bad[0])}")
             elif skipped is not None:
                 self.add(check, SKIP, skipped.get("message", ""))
             else:
                 self.add(check, PASS)
+
+
+def why(bad: ElementTree.Element) -> str:
+    """A test's failure in a few lines: what pytest says of it, and where it was."""
+    message = " ".join(bad.get("message", "").split())
+    where = (bad.text or "").strip().rpartition("\n")[2]
+    return f"{message[:REASON]} ({where})" if where else message[:REASON]
 
 
 @dataclass(frozen=True)
@@ -178,8 +187,11 @@ def read_reports(column: Column, status: int) -> None:
 
 
 def remarks(columns: list[Column]) -> dict[str, list[str]]:
-    """What the cells do not tell: the deviations and the skipped checks, each with its kernels."""
-    found: dict[str, dict[Check, dict[str, list[str]]]] = {DEVIATES: {}, SKIP: {}}
+    """What the cells do not tell: why a check deviates, is skipped or failed, and on which kernels.
+
+    What failed is last, and so at the end of a log.
+    """
+    found: dict[str, dict[Check, dict[str, list[str]]]] = {DEVIATES: {}, SKIP: {}, FAIL: {}}
     for column in columns:
         for check, outcome, reason in sorted(column.reasons):
             text = reason
@@ -217,12 +229,14 @@ def markdown(columns: list[Column], checks: list[Check]) -> str:
         cells = " | ".join(column.cell(check) for column in columns)
         lines.append(f"| {'.'.join(check)} | {cells} |")
     said = remarks(columns)
-    for title, outcome in (("What deviates", DEVIATES), ("What was skipped, and why", SKIP)):
+    said[FAIL] += [f"{column.series} {column.problem}" for column in columns if column.problem]
+    for title, outcome in (
+        ("What deviates", DEVIATES),
+        ("What was skipped, and why", SKIP),
+        ("What failed", FAIL),
+    ):
         if said[outcome]:
             lines += ["", f"## {title}", "", *(f"- {line}" for line in said[outcome])]
-    if any(column.problem for column in columns):
-        lines += ["", "## What failed", ""]
-        lines += [f"- {column.series} {column.problem}" for column in columns if column.problem]
     return "\n".join(lines) + "\n"
 
 

@@ -30,7 +30,7 @@ def junit(path: Path, *cases: tuple[str, str, str]) -> None:
         case = ElementTree.SubElement(suite, "testcase", classname="tests.kernel.test_a.TestB")
         case.set("name", name)
         if outcome:
-            ElementTree.SubElement(case, outcome, message=reason)
+            ElementTree.SubElement(case, outcome, message=reason).text = "def\n\na.py:1: E\n"
     ElementTree.ElementTree(suite).write(path)
 
 
@@ -43,7 +43,7 @@ def column(tmp_path: Path) -> matrix.Column:
         report,
         good={},
         known={"status": "fail", "known_deviation": known},
-        bad={"status": "fail", "ok": False},
+        bad={"status": "fail", "ok": False, "lines": ["1 is", "not 2"]},
         mended={"status": "pass", "ok": False, "known_deviation": known},
         left={"status": "skip", "lines": ["not", "here"]},
     )
@@ -53,7 +53,7 @@ def column(tmp_path: Path) -> matrix.Column:
         report,
         ("test_good", "", ""),
         ("test_bad[0]", "", ""),
-        ("test_bad[1]", "failure", "no"),
+        ("test_bad[1]", "failure", "E: 1 is not\n 2"),
         ("test_error", "error", "no"),
         ("test_left", "skipped", "too old"),
         ("test_half[0]", "skipped", "too old"),
@@ -92,13 +92,19 @@ def test_cells_of_the_tests(column: matrix.Column, name: str, cell: str) -> None
     assert column.cell(("test_a", f"TestB.{name}")) == cell
 
 
-def test_deviations_and_skips_are_told_with_their_reason(column: matrix.Column) -> None:
+def test_deviations_skips_and_failures_are_told_with_their_reason(column: matrix.Column) -> None:
     assert matrix.remarks([column]) == {
         "deviates": ["group.known: it is lost (6.1)"],
         "skip": [
             "group.left: not here (6.1)",
             "test_a.TestB.test_half: 1 of 2 skipped: too old (6.1)",
             "test_a.TestB.test_left: too old (6.1)",
+        ],
+        "FAIL": [
+            "group.bad: 1 is not 2 (6.1)",
+            "group.mended: passed, but is a known deviation (6.1)",
+            "test_a.TestB.test_bad: test_bad[1]: E: 1 is not 2 (a.py:1: E) (6.1)",
+            "test_a.TestB.test_error: test_error: no (a.py:1: E) (6.1)",
         ],
     }
 
