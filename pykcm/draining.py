@@ -58,7 +58,7 @@ def unparsed(tcp_fd: int) -> int:
     return int(struct.unpack("=i", answer)[0])
 
 
-def _received(tcp_fd: int) -> int:
+def bytes_received(tcp_fd: int) -> int:
     """Bytes that TCP has received in all."""
     with borrowed(tcp_fd) as tcp:
         info = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
@@ -68,7 +68,7 @@ def _received(tcp_fd: int) -> int:
 def _position(tcp_fd: int) -> int:
     """Bytes that KCM has taken in all; too many, never too few, while more are coming."""
     left = unparsed(tcp_fd)
-    return _received(tcp_fd) - left
+    return bytes_received(tcp_fd) - left
 
 
 def drain(
@@ -102,7 +102,7 @@ def drain(
     Raises:
         OSError: no descriptors or no memory are left.
     """
-    arrived = _received(tcp_fd)
+    arrived = bytes_received(tcp_fd)
     left = iter(range(_CLONES))
     with contextlib.ExitStack() as clones:
         while True:

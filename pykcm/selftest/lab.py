@@ -260,16 +260,17 @@ class Lab:
         else:
             raise Failure("the message\nexpected: on the KCM or the TCP socket\nseen: nowhere")
 
-    def consumed(self, tcp: socket.socket) -> None:
-        """Wait until KCM has taken all that arrived on a TCP socket."""
+    def consumed(self, near: socket.socket, far: socket.socket) -> None:
+        """Wait until KCM has taken all that was sent over a connection."""
 
-        def waiting() -> int:
-            request = bytearray(4)
-            self.calls.ioctl(tcp.fileno(), termios.FIONREAD, request)
-            return int.from_bytes(request, sys.byteorder)
+        def under_way(tcp: socket.socket, request: int) -> int:
+            answer = bytearray(4)
+            self.calls.ioctl(tcp.fileno(), request, answer)
+            return int.from_bytes(answer, sys.byteorder)
 
-        time.sleep(0.05)  # the loopback interface delivers within the send, or nearly so
-        self.eventually("bytes in the TCP socket", waiting, 0)
+        # Also on the loopback interface, what is sent may arrive later.
+        self.eventually("bytes not acknowledged", lambda: under_way(far, termios.TIOCOUTQ), 0)
+        self.eventually("bytes in the TCP socket", lambda: under_way(near, termios.FIONREAD), 0)
 
     def posted(self, tcp: socket.socket, wanted: int) -> None:
         """Fail unless an error is posted on a TCP socket: POLLERR, then SO_ERROR."""

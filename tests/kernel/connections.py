@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pykcm
+from pykcm.draining import bytes_received, unparsed
 
 Pair = tuple[socket.socket, socket.socket]
 
 FRAMING = pykcm.LengthField(offset=0, size=4, adjustment=4, min_length=4)
+
+TCP_CLOSE, TCP_CLOSE_WAIT = 7, 8  # include/net/tcp_states.h
 
 # Seconds that anything may take here: the guest is emulated, and its host may be busy.
 PATIENCE = 30.0
@@ -40,6 +44,40 @@ def fill(kcm: socket.socket, size: int = 50_000) -> int:
                 still = 0
         time.sleep(0.1)
     return count
+
+
+def deliver(far: socket.socket, near: socket.socket, data: bytes) -> None:
+    """Send, and wait until the other end's TCP has it, which may be later than the send returns."""
+    before = bytes_received(near.fileno())
+    far.sendall(data)
+    eventually(lambda: bytes_received(near.fileno()) == before + len(data))
+
+
+def parsed(near: socket.socket) -> bool:
+    """Whether KCM has looked at all that TCP has received."""
+    return unparsed(near.fileno()) == 0
+
+
+def ended(near: socket.socket) -> bool:
+    """Whether TCP has received the connection's end, also that by a reset."""
+    return near.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in (TCP_CLOSE, TCP_CLOSE_WAIT)
+
+
+@contextlib.contextmanager
+def mostly_waiting(who: int = resource.RUSAGE_THREAD) -> Iterator[None]:
+    """Fail if the block spins, or wakes up all the time.
+
+    The share of the CPU is a loose bound: what a busy host takes from an emulated guest counts as
+    the guest's.  How often somebody woke is a sharp one, which spinning does not show.
+    """
+    start, before = time.monotonic(), resource.getrusage(who)
+    yield
+    seconds, after = time.monotonic() - start, resource.getrusage(who)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    woken = after.ru_nvcsw - before.ru_nvcsw
+    print(f"{used:.2f} s of CPU time in {seconds:.2f} s, woken {woken} times")
+    assert used < seconds / 2
+    assert woken < 50 * seconds
 
 
 def number_of_bytes(error: BaseException | str) -> int:

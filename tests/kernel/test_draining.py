@@ -20,7 +20,17 @@ import pykcm
 import pykcm.draining
 from pykcm import Multiplexor, Reason, bpf, loopback
 
-from .connections import FRAMING, PATIENCE, Pair, eventually, message
+from .connections import (
+    FRAMING,
+    PATIENCE,
+    Pair,
+    deliver,
+    ended,
+    eventually,
+    message,
+    mostly_waiting,
+    parsed,
+)
 from .test_privileges import as_nobody
 
 
@@ -140,7 +150,7 @@ class TestFileno:
         sent = [message(bytes([n])) for n in range(10)]
         pair[1].sendall(b"".join(sent))
         pair[1].close()
-        time.sleep(0.2)
+        eventually(lambda: ended(pair[0]))
         received = []
         with pytest.raises(pykcm.Disconnected):
             while True:
@@ -166,7 +176,7 @@ class TestWhatIsRaisedOnTheWay:
             with far:
                 sent += [message(bytes([number, n])) for n in range(200)]
                 far.sendall(b"".join(sent[-200:]))
-        time.sleep(0.5)
+            eventually(lambda near=near: ended(near))  # type: ignore[misc]
         told = []
 
         def refuse(_tcp: object, error: pykcm.TransportError) -> None:
@@ -192,7 +202,7 @@ class TestWhatIsRaisedOnTheWay:
         """A transport that could not be drained is still there to be."""
         pair[1].sendall(message(b"last"))
         pair[1].close()
-        time.sleep(0.2)
+        eventually(lambda: ended(pair[0]))
         real = pykcm.draining.drain
         failures = iter([OSError(24, "too many open files")])
 
@@ -251,8 +261,8 @@ class TestClones:
             assert [clone.recv() for _ in sent[1:]] == sent[1:]
 
     def test_what_they_can_no_longer_have_is_told(self, pair: Pair, mux: Multiplexor) -> None:
-        pair[1].sendall(b"".join(message(bytes([n])) for n in range(10)))
-        time.sleep(0.2)
+        deliver(pair[1], pair[0], b"".join(message(bytes([n])) for n in range(10)))
+        eventually(lambda: parsed(pair[0]))
         mux.recv(PATIENCE)
         with mux.clone(), pytest.warns(pykcm.UnreadWarning, match="9 messages"):
             mux.close()
@@ -260,8 +270,8 @@ class TestClones:
     def test_a_watching_parent_is_told_of_unread_messages(
         self, pair: Pair, mux: Multiplexor
     ) -> None:
-        pair[1].sendall(b"".join(message(bytes([n])) for n in range(3)))
-        time.sleep(0.2)
+        deliver(pair[1], pair[0], b"".join(message(bytes([n])) for n in range(3)))
+        eventually(lambda: parsed(pair[0]))
         mux.recv(PATIENCE)
         mux.socket.recv_disabled = True
         with pytest.raises(pykcm.KCMOSError, match="2 messages"):
@@ -278,10 +288,8 @@ class TestClones:
             mux.socket.recv_disabled = True
             with far:
                 far.sendall(b"".join(sent))
-            used = time.process_time()
-            with pytest.raises(TimeoutError):
+            with mostly_waiting(), pytest.raises(TimeoutError):
                 mux.wait_disconnection(3)
-            assert time.process_time() - used < 2
             assert mux.transports == [near]
             worker.settimeout(PATIENCE)
             received: list[bytes] = []
@@ -321,13 +329,10 @@ def test_waiting_for_room_beside_a_dead_transport_uses_no_cpu() -> None:
             while True:
                 mux.send(message(bytes(50_000)), timeout=0.2)
         other_far.close()
-        time.sleep(0.2)
-        used = time.process_time()
-        with pytest.raises(TimeoutError):
+        eventually(lambda: ended(other))
+        with mostly_waiting(), pytest.raises(TimeoutError):
             while True:  # the dead one's messages may have made room for some
                 mux.send(message(bytes(50_000)), timeout=3)
-        # Below the time by a factor that spinning would not leave; the guest may be emulated.
-        assert time.process_time() - used < 1
         assert mux.transports == [near]
         with pytest.warns(pykcm.UnsentWarning):
             mux.close(0)

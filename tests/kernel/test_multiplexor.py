@@ -23,10 +23,13 @@ from .connections import (
     FRAMING,
     PATIENCE,
     Pair,
+    deliver,
+    ended,
     eventually,
     fill,
     message,
     number_of_bytes,
+    parsed,
     received_in_all,
     reset,
 )
@@ -182,7 +185,7 @@ class TestReasons:
         far.sendall(message(b"whole") + message(bytes(1000))[:500])
         assert mux.recv(PATIENCE) == message(b"whole")
         # Once the kernel has taken the beginning, what follows shows that the message was cut.
-        eventually(lambda: unparsed(near.fileno()) == 0)
+        eventually(lambda: parsed(near))
         far.sendall(bytes(100))
         eventually(lambda: unparsed(near.fileno()) == 100)
         far.close()
@@ -230,7 +233,7 @@ class TestDetach:
         near, far = connect()
         mux.attach(near)
         messages = [message(bytes(10_000)) for _ in range(100)]
-        far.sendall(b"".join(messages))
+        deliver(far, near, b"".join(messages))
         mux.detach(near)
         assert mux.transports == []
         assert [mux.recv(0) for _ in messages] == messages
@@ -244,8 +247,8 @@ class TestDetach:
         with kernel.open_socket() as raw, FRAMING.load() as program:
             raw.setsockopt(pykcm.binding.lib.SOL_KCM, pykcm.binding.lib.KCM_RECV_DISABLE, 1)
             kernel.attach(raw.fileno(), near.fileno(), program.fd)
-            far.sendall(message(b"complete"))
-            eventually(lambda: unparsed(near.fileno()) == 0)
+            deliver(far, near, message(b"complete"))
+            eventually(lambda: parsed(near))
             kernel.unattach(raw.fileno(), near.fileno())
             raw.setsockopt(pykcm.binding.lib.SOL_KCM, pykcm.binding.lib.KCM_RECV_DISABLE, 0)
             raw.settimeout(1)
@@ -325,6 +328,7 @@ class TestSending:
         mux.attach(near)
         mux.attach(other_near)
         reset(far)
+        eventually(lambda: ended(near))
         for number in range(20):
             mux.send(message(bytes([number])))
         other_far.settimeout(PATIENCE)

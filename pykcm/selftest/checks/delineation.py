@@ -203,7 +203,7 @@ def message_of_the_limit_is_delivered(lab: Lab) -> None:
     # The header alone at first: how long the first segment is would decide the outcome, since the
     # kernel takes it off the TCP socket and makes room by it.
     lab.calls.tcp_send(far, message[:4])
-    lab.consumed(near)
+    lab.consumed(near, far)
     sent = far.send(message[4:])
     lab.expect("bytes that the sender's TCP took", sent, len(message) - 4)
     lab.patience = min(lab.patience, SOON)
@@ -228,7 +228,7 @@ def length_below_the_header_is_eproto(lab: Lab) -> None:
     """A length that ends before the bytes that were already looked at is refused."""
     _, near, far = lab.attached(lab.program(_SHRINKING))
     lab.calls.tcp_send(far, b"abc")
-    lab.consumed(near)
+    lab.consumed(near, far)
     lab.calls.tcp_send(far, b"defg")
     lab.posted(near, errno.EPROTO)
 

@@ -208,7 +208,7 @@ def bad_length_is_counted(lab: Lab) -> None:
     )
     _, near, far = lab.attached(program)
     lab.calls.tcp_send(far, b"abc")
-    lab.consumed(near)
+    lab.consumed(near, far)
     lab.calls.tcp_send(far, b"defg")
     _total(lab, "Psock RX-BadLen", 1)
 
