@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pykcm import bpf, kernel, loopback
@@ -42,6 +43,12 @@ _SMALLEST_CHARGE = 256
 
 # How many clones are made at most to find out that no transport waits.
 _CLONES = 256
+
+# Where other transports fill them, how long to sleep before each, in seconds, and how often at
+# most.  Who has slept is not interrupted at once by the kernel's worker, which on one CPU would
+# fill each clone before it could be looked at.
+_BREATH = 0.002
+_BREATHS = 64
 
 # How long the kernel's own worker may take to come by, in seconds.  It bounds only a machine that
 # is stuck.
@@ -114,7 +121,7 @@ def drain(
                     unparsed(fd)
                 capacity = kcm.memory()[_SK_MEMINFO_RCVBUF] // _SMALLEST_CHARGE + 2
                 take((len(others) + 2) * capacity)
-            elif not _served_by_clones(kcm, clones, left):
+            elif not _served_by_clones(kcm, clones, left, others):
                 return None
             if position >= arrived:
                 return unparsed(tcp_fd)
@@ -125,17 +132,28 @@ def drain(
                 return unparsed(tcp_fd)
 
 
-def _served_by_clones(kcm: KCMSocket, clones: contextlib.ExitStack, left: Iterator[int]) -> bool:
+def _served_by_clones(
+    kcm: KCMSocket, clones: contextlib.ExitStack, left: Iterator[int], others: Sequence[int]
+) -> bool:
     """Have all waiting transports served by new clones; whether that could be made sure of.
 
     A clone is first given what closed ones had taken, then serves who waits until it is full.  So
-    one that has room left shows that none waits any more.  Later it may fill up all the same.
+    one that has room left shows that none waits any more.  Later it may fill up all the same: if
+    others do that, more clones would soon hold more than can be received in time.
     """
+    breaths = iter(range(_BREATHS))
+    before = [_position(fd) for fd in others]
     for _ in left:
         fd = kernel.clone(kcm.fileno())  # not kcm.clone(), which would call kcm shared
         memory = clones.enter_context(KCMSocket(kcm.type, _fileno=fd)).memory()
         if memory[_SK_MEMINFO_RMEM_ALLOC] < memory[_SK_MEMINFO_RCVBUF]:
             return True
+        now = [_position(fd) for fd in others]
+        if now != before:
+            if next(breaths, None) is None:
+                break
+            before = now
+            time.sleep(_BREATH)
     return False
 
 

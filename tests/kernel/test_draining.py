@@ -324,7 +324,8 @@ class TestClones:
                 try:
                     for _ in range(3):
                         end_connection(mux, cut=True)
-                        assert mux.wait_disconnection(PATIENCE)[1].reason is Reason.PEER_CLOSED
+                        _, error = mux.wait_disconnection(PATIENCE / 3)
+                        assert error.reason is Reason.PEER_CLOSED
                         assert mux.transports == [busy]
                 finally:
                     os.kill(pid, signal.SIGKILL)
