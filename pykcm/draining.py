@@ -142,7 +142,7 @@ def _served_by_clones(
     others do that, more clones would soon hold more than can be received in time.
     """
     breaths = iter(range(_BREATHS))
-    before = [_position(fd) for fd in others]
+    before: list[int] | None = None  # asked for only when a clone is full, which few are
     for _ in left:
         fd = kernel.clone(kcm.fileno())  # not kcm.clone(), which would call kcm shared
         memory = clones.enter_context(KCMSocket(kcm.type, _fileno=fd)).memory()
