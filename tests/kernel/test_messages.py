@@ -346,7 +346,7 @@ class TestSending:
         count = fill(kcm)
         reader = threading.Timer(0.5, read, [tcp[1], (count + 1) * 50_004])
         reader.start()
-        with mostly_waiting():
+        with mostly_waiting(0.5):  # it sends, too
             assert kcm.send(message(bytes(50_000))) == 50_004
             kcm.flush(PATIENCE)
             reader.join(PATIENCE)
@@ -516,7 +516,7 @@ class TestAsync:
         fill(kcm)
 
         async def main() -> None:
-            with mostly_waiting(resource.RUSAGE_SELF), anyio.move_on_after(2) as scope:
+            with mostly_waiting(who=resource.RUSAGE_SELF), anyio.move_on_after(2) as scope:
                 while True:  # TCP may take some after all
                     await kcm.asend(message(bytes(50_000)))
             assert scope.cancelled_caught
