@@ -16,11 +16,8 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from pykcm import bpf, draining
-from pykcm.errors import AttachError, Disconnected, KCMOSError, MessageTruncated
-from pykcm.framing import Framing
-from pykcm.socket import DEFAULT_LINGER, Delineation, KCMSocket, borrowed
-from pykcm.waiting import (
+from pykcm import _draining, bpf
+from pykcm._wait import (
     Deadline,
     SendSpace,
     async_wait_readable,
@@ -28,6 +25,9 @@ from pykcm.waiting import (
     sleep,
     wait_readable,
 )
+from pykcm.errors import AttachError, Disconnected, KCMOSError, MessageTruncated
+from pykcm.framing import Framing
+from pykcm.socket import DEFAULT_LINGER, Delineation, KCMSocket, borrowed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -592,7 +592,7 @@ class Multiplexor:
         """Have its complete messages in the inbox, or on the sockets that receive."""
         alone = not self.socket.shared and not self.socket.recv_disabled
         program = self._framing
-        return draining.drain(
+        return _draining.drain(
             self.socket,
             transport.fd,
             others=[other.fd for other in self._transports if other is not transport],

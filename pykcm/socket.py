@@ -14,17 +14,17 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from pykcm import bpf, features, kernel
-from pykcm.binding import lib
-from pykcm.errors import AttachError, KCMOSError, MessageTruncated
-from pykcm.framing import Framing
-from pykcm.waiting import (
+from pykcm import _features, _kernel, bpf
+from pykcm._binding import lib
+from pykcm._wait import (
     Deadline,
     SendSpace,
     async_wait_readable,
     checkpoint,
     wait_readable,
 )
+from pykcm.errors import AttachError, KCMOSError, MessageTruncated
+from pykcm.framing import Framing
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -98,7 +98,7 @@ class KCMSocket(_socket.socket):
         except OSError as error:
             if isinstance(error, KCMOSError):
                 raise
-            raise features.explain_open(error) from error
+            raise _features.explain_open(error) from error
 
     @classmethod
     def from_fd(cls, fd: int, *, max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE) -> Self:
@@ -178,7 +178,7 @@ class KCMSocket(_socket.socket):
                 "raise net.ipv4.tcp_rmem or net.core.rmem_max, or pass any_buffer=True",
             )
         try:
-            kernel.attach(fd, tcp_fd, program_fd)
+            _kernel.attach(fd, tcp_fd, program_fd)
         except OSError as error:
             raise _explain_attach(error, tcp_fd, program_fd) from error
         # The kernel refuses a message longer than the buffer, so that this is a bound also for a
@@ -199,7 +199,7 @@ class KCMSocket(_socket.socket):
         """
         tcp_fd = _fd_of(tcp)
         try:
-            kernel.unattach(self._open_fd(), tcp_fd)
+            _kernel.unattach(self._open_fd(), tcp_fd)
         except OSError as error:
             raise AttachError(
                 error.errno or errno.ENOENT,
@@ -222,7 +222,7 @@ class KCMSocket(_socket.socket):
             KCMOSError: EMFILE or ENFILE (too many descriptors).
         """
         try:
-            fd = kernel.clone(self._open_fd())
+            fd = _kernel.clone(self._open_fd())
         except OSError as error:
             raise KCMOSError(
                 error.errno or errno.EMFILE, f"the KCM socket cannot be cloned ({error.strerror})"
@@ -328,7 +328,7 @@ class KCMSocket(_socket.socket):
         """recvmsg(2) into several buffers, filled one after the other; see `recvmsg`."""
         targets = list(buffers)
         length, message_flags = self._when_readable(
-            lambda: kernel.receive_message(self._open_fd(), targets, flags), flags
+            lambda: _kernel.receive_message(self._open_fd(), targets, flags), flags
         )
         return length, [], message_flags, None
 
@@ -373,7 +373,7 @@ class KCMSocket(_socket.socket):
         buffer = self._take_buffer(room * count)
         try:
             headers = self._when_readable(
-                lambda: kernel.receive_many(self._open_fd(), buffer, room, count, flags), flags
+                lambda: _kernel.receive_many(self._open_fd(), buffer, room, count, flags), flags
             )
             with memoryview(buffer) as view:
                 parts = [
@@ -390,7 +390,7 @@ class KCMSocket(_socket.socket):
                 ended = len(message) < room  # a peek does not show MSG_EOR for a whole message
             else:
                 ended = bool(message_flags & _socket.MSG_EOR)
-                if not ended and features.seqpacket_keeps_the_rest():
+                if not ended and _features.seqpacket_keeps_the_rest():
                     parts = parts or self._receive_parts(room)
                     if parts:
                         parts[0] = (message + parts[0][0], parts[0][1])
@@ -411,7 +411,7 @@ class KCMSocket(_socket.socket):
         """The next part of a message that the kernel hands out in parts, with its flags."""
         part = bytearray(room)
         try:
-            length, flags = kernel.receive_message(self._open_fd(), [part], _socket.MSG_DONTWAIT)
+            length, flags = _kernel.receive_message(self._open_fd(), [part], _socket.MSG_DONTWAIT)
         except OSError:
             return []  # another thread has it
         return [(bytes(part[:length]), flags)]
@@ -494,7 +494,7 @@ class KCMSocket(_socket.socket):
         if self.type == _socket.SOCK_SEQPACKET and not more:
             flags |= _socket.MSG_EOR
         sent = self._when_writable(
-            lambda: kernel.send_message(self._open_fd(), views, flags), flags
+            lambda: _kernel.send_message(self._open_fd(), views, flags), flags
         )
         self._message_open = bool(more)
         while sent < size:
@@ -503,7 +503,7 @@ class KCMSocket(_socket.socket):
             self._message_open = True
             rest = memoryview(b"".join(views))[sent:]
             sent += self._when_writable(
-                lambda r=rest: kernel.send_message(self._open_fd(), [r], flags),  # type: ignore[misc]
+                lambda r=rest: _kernel.send_message(self._open_fd(), [r], flags),  # type: ignore[misc]
                 flags & ~_socket.MSG_DONTWAIT,
                 must_finish=True,
             )
@@ -532,7 +532,7 @@ class KCMSocket(_socket.socket):
             batch = views[sent : sent + lib.PYKCM_BATCH]
             try:
                 sent += self._when_writable(
-                    lambda b=batch: kernel.send_many(self._open_fd(), b, flags),  # type: ignore[misc]
+                    lambda b=batch: _kernel.send_many(self._open_fd(), b, flags),  # type: ignore[misc]
                     flags,
                     deadline=deadline,
                 )
@@ -613,7 +613,7 @@ class KCMSocket(_socket.socket):
             )
         # A full queue is pushed too, before the error.
         with contextlib.suppress(BlockingIOError, InterruptedError):
-            kernel.send_message(self._open_fd(), [b""], _socket.MSG_DONTWAIT | _socket.MSG_EOR)
+            _kernel.send_message(self._open_fd(), [b""], _socket.MSG_DONTWAIT | _socket.MSG_EOR)
 
     # ---- asyncio and Trio ----
 

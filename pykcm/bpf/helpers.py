@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from pykcm.binding import ffi, lib
+from pykcm._binding import ffi, lib
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pykcm.binding import ffi, lib
+from pykcm._binding import ffi, lib
 from pykcm.bpf import assembler, elf, system, verifier
 from pykcm.bpf import instructions as isa
 from pykcm.bpf.disassembler import disassemble_slot

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pykcm import bpf, loopback
-from pykcm.delineation import find_strategy
+from pykcm import _loopback, bpf
+from pykcm._offset import find_strategy
 from pykcm.framing import Framing
 from pykcm.selftest import traffic
 from pykcm.socket import KCMSocket
@@ -166,7 +166,7 @@ def run(
         writers: list[socket.socket] = []
         readers: list[socket.socket] = []
         for _ in streams:
-            writer, reader = loopback.connection()
+            writer, reader = _loopback.connection()
             writers.append(stack.enter_context(writer))
             readers.append(stack.enter_context(reader))
         for reader in readers:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias, TypeVar
 
 from pykcm import bpf
-from pykcm.delineation import Strategy, find_strategy
+from pykcm._offset import Strategy, find_strategy
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.steps import (
     LARGEST_LENGTH,

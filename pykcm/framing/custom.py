@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pykcm import bpf
-from pykcm.delineation import Strategy, find_strategy
+from pykcm._offset import Strategy, find_strategy
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing
 from pykcm.framing.steps import LARGEST_LENGTH, check_integer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from pykcm.delineation import Strategy
+from pykcm._offset import Strategy
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing, SteppedFraming
 from pykcm.framing.steps import (

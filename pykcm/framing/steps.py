@@ -66,7 +66,7 @@ class Code:
     """The assembly of one program while it is written.
 
     Args:
-        far_loads: as `pykcm.delineation.Strategy` has it.
+        far_loads: as `pykcm._offset.Strategy` has it.
     """
 
     def __init__(self, far_loads: bool = True) -> None:

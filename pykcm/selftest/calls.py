@@ -1,7 +1,7 @@
 """Every call that the checks make of the kernel, in one object.
 
 Each is as thin as it can be, so that a check sees what the kernel does and not what pykcm makes of
-it.  That they are methods of one object lets a mutation break one of them (mutations.py).
+it.  That they are methods of one object lets a mutation break one of them (tests/mutations.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pykcm import bpf, kernel
-from pykcm.binding import ffi, lib
+from pykcm import _kernel, bpf
+from pykcm._binding import ffi, lib
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -38,31 +38,31 @@ class Calls:
     def open_socket(
         self, kind: int = socket.SOCK_DGRAM, protocol: int | None = None
     ) -> socket.socket:
-        return kernel.open_socket(kind, protocol)
+        return _kernel.open_socket(kind, protocol)
 
     def attach(self, kcm: int, tcp: int, program: int) -> None:
-        kernel.attach(kcm, tcp, program)
+        _kernel.attach(kcm, tcp, program)
 
     def unattach(self, kcm: int, tcp: int) -> None:
-        kernel.unattach(kcm, tcp)
+        _kernel.unattach(kcm, tcp)
 
     def clone(self, kcm: int) -> int:
-        return kernel.clone(kcm)
+        return _kernel.clone(kcm)
 
     def send(self, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
-        return kernel.send_message(fd, buffers, flags)
+        return _kernel.send_message(fd, buffers, flags)
 
     def send_many(self, fd: int, messages: Sequence[Buffer]) -> int:
-        return kernel.send_many(fd, messages)
+        return _kernel.send_many(fd, messages)
 
     def receive(self, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> tuple[int, int]:
         """Size and msg_flags of what was received."""
-        return kernel.receive_message(fd, buffers, flags)
+        return _kernel.receive_message(fd, buffers, flags)
 
     def receive_many(self, fd: int, room: int, count: int) -> list[tuple[bytes, int]]:
         """Messages with their msg_flags."""
         buffer = bytearray(room * count)
-        received = kernel.receive_many(fd, buffer, room, count)
+        received = _kernel.receive_many(fd, buffer, room, count)
         return [
             (bytes(buffer[i * room : i * room + size]), flags)
             for i, (size, flags) in enumerate(received)

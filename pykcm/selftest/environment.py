@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pykcm import bpf, kernel, loopback
+from pykcm import _kernel, _loopback, bpf
 from pykcm.errors import KCMError, UnavailableError
 
 _MODPROBE = (
@@ -48,7 +48,7 @@ class Environment:
 def survey() -> Environment:
     """Try what the checks need."""
     try:
-        kernel.open_socket().close()
+        _kernel.open_socket().close()
     except UnavailableError as error:  # pykcm's compiled module is missing
         return Environment(no_sockets=str(error))
     except OSError as error:
@@ -66,7 +66,7 @@ def _why_no_program() -> str:
 
 def _why_no_connection() -> str:
     try:
-        for end in loopback.connection():
+        for end in _loopback.connection():
             end.close()
     except OSError as error:
         return (

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pykcm import bpf, loopback
+from pykcm import _loopback, bpf
 from pykcm import statistics as stat
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.selftest.calls import Calls, name_of
 from pykcm.selftest.check import Failure, Skip
 from pykcm.selftest.environment import Environment
@@ -95,7 +95,7 @@ class Lab:
     def tcp(self) -> tuple[socket.socket, socket.socket]:
         """A TCP connection's two ends, neither of which delays what is written."""
         self.need_connections()
-        near, far = loopback.connection(self.patience)
+        near, far = _loopback.connection(self.patience)
         for sock in (near, far):
             self.keep(sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return near, far

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import pykcm
-from pykcm import bpf, delineation, loopback
-from pykcm.delineation import find_strategy
+from pykcm import _loopback, _offset, bpf
+from pykcm._offset import find_strategy
 from pykcm.errors import VerifierError
 from tests.kernel.connections import PATIENCE, message
 
@@ -28,7 +28,7 @@ MESSAGES = [message(bytes([size & 255]) * size) for size in (10, 20, 5, 300, 7, 
 
 def received(program: bpf.Program) -> list[bytes]:
     """Messages that are in one segment when the program is attached, as KCM delivers them."""
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far, pykcm.KCMSocket() as sock:
         sock.settimeout(30)
         far.sendall(b"".join(MESSAGES))
@@ -47,12 +47,12 @@ def test_a_guess_at_the_offset_is_answered_at_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wrong one too: the kernel may not wait for the rest of a message that nobody sent."""
-    monkeypatch.setattr(delineation, "_EXPERIMENT_TIMEOUT", 3 * PATIENCE)
+    monkeypatch.setattr(_offset, "_EXPERIMENT_TIMEOUT", 3 * PATIENCE)
     start = time.monotonic()
     with contextlib.suppress(VerifierError):  # this kernel has no such helper, or field
-        text = delineation._experiment(delineation.STRATEGIES[name])
+        text = _offset._experiment(_offset.STRATEGIES[name])
         with bpf.Program.load(text) as program:
-            right = delineation._delineates(program)
+            right = _offset._delineates(program)
         # The offset of skb->cb is the one of this kernel's build only in what was found.
         assert right == (find_strategy().name == name) or name == "probe"
     assert time.monotonic() - start < PATIENCE

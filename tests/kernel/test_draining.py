@@ -18,8 +18,8 @@ from unittest.mock import Mock
 import pytest
 
 import pykcm
-import pykcm.draining
-from pykcm import Multiplexor, Reason, bpf, loopback
+import pykcm._draining
+from pykcm import Multiplexor, Reason, _loopback, bpf
 
 from .connections import (
     FRAMING,
@@ -44,7 +44,7 @@ def mux() -> Iterator[Multiplexor]:
 @contextlib.contextmanager
 def flood(pause: float = 0.0) -> Iterator[socket.socket]:
     """A connection over which another process sends numbered messages without end."""
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near:
         pid = os.fork()
         if pid == 0:
@@ -67,7 +67,7 @@ def flood(pause: float = 0.0) -> Iterator[socket.socket]:
 
 def end_connection(mux: Multiplexor, *, cut: bool) -> None:
     """Attach a connection that brings one message, or half of one too, and ends."""
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     mux.attach(near, hand_over=True)
     with far:
         far.sendall(message(b"short"))
@@ -122,7 +122,7 @@ def test_detaching_a_transport_that_never_pauses(mux: Multiplexor) -> None:
 
 @pytest.fixture
 def pair(mux: Multiplexor) -> Iterator[Pair]:
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far:
         mux.attach(near)
         yield near, far
@@ -160,7 +160,7 @@ class TestFileno:
                     received.append(mux.recv(0))
         assert received == sent
         assert readable(mux, PATIENCE)
-        new_near, new_far = loopback.connection()
+        new_near, new_far = _loopback.connection()
         with new_near, new_far:
             mux.attach(new_near)
             assert not readable(mux, 0.2)
@@ -172,7 +172,7 @@ class TestWhatIsRaisedOnTheWay:
         """Neither messages nor the ends of other transports are lost by it."""
         sent = []
         for number in range(3):
-            near, far = loopback.connection()
+            near, far = _loopback.connection()
             mux.attach(near, hand_over=True)
             with far:
                 sent += [message(bytes([number, n])) for n in range(200)]
@@ -204,7 +204,7 @@ class TestWhatIsRaisedOnTheWay:
         pair[1].sendall(message(b"last"))
         pair[1].close()
         eventually(lambda: ended(pair[0]))
-        real = pykcm.draining.drain
+        real = pykcm._draining.drain
         failures = iter([OSError(24, "too many open files")])
 
         def drain(*arguments: object, **named: object) -> int | None:
@@ -212,7 +212,7 @@ class TestWhatIsRaisedOnTheWay:
                 raise failure
             return real(*arguments, **named)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(pykcm.draining, "drain", drain)
+        monkeypatch.setattr(pykcm._draining, "drain", drain)
         received = []
         with pytest.raises(OSError, match="too many"):
             received.append(mux.recv(PATIENCE))
@@ -226,7 +226,7 @@ class TestWhatIsRaisedOnTheWay:
 
 
 def test_attaching_without_a_descriptor_left_takes_nothing() -> None:
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far, FRAMING.load() as program, Multiplexor(program) as mux:
         far.sendall(message(bytes(1000))[:500])
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -284,9 +284,9 @@ class TestClones:
     def test_a_transport_whose_messages_nobody_takes_is_kept(
         self, mux: Multiplexor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        drain = Mock(wraps=pykcm.draining.drain)
-        monkeypatch.setattr(pykcm.draining, "drain", drain)
-        near, far = loopback.connection()
+        drain = Mock(wraps=pykcm._draining.drain)
+        monkeypatch.setattr(pykcm._draining, "drain", drain)
+        near, far = _loopback.connection()
         mux.attach(near)
         sent = [message(struct.pack(">I", n)) for n in range(40_000)]
         with near, mux.clone() as worker:
@@ -328,8 +328,8 @@ class TestClones:
 
 
 def test_waiting_for_room_beside_a_dead_transport_uses_no_cpu() -> None:
-    near, far = loopback.connection()
-    other, other_far = loopback.connection()
+    near, far = _loopback.connection()
+    other, other_far = _loopback.connection()
     with near, far, other, other_far, Multiplexor(FRAMING, without_transport="queue") as mux:
         mux.attach(near)
         mux.attach(other)
@@ -353,7 +353,7 @@ def test_without_the_right_to_load_a_program() -> None:
     path = Path("/sys/fs/bpf/pykcm_test_draining")
     with FRAMING.load() as program:
         program.pin(path)
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     try:
         os.chown(path, 65534, 65534)
 
@@ -363,7 +363,7 @@ def test_without_the_right_to_load_a_program() -> None:
                 far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 far.sendall(message(b"whole") + message(bytes(1000))[:500])
                 assert mux.recv(PATIENCE) == message(b"whole")
-                eventually(lambda: pykcm.draining.unparsed(near.fileno()) == 0)
+                eventually(lambda: pykcm._draining.unparsed(near.fileno()) == 0)
                 far.sendall(b"more")
                 far.shutdown(socket.SHUT_RDWR)
                 with pytest.raises(pykcm.Disconnected):

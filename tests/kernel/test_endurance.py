@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import pykcm
-from pykcm import Multiplexor, Reason, loopback
+from pykcm import Multiplexor, Reason, _loopback
 from pykcm.selftest import traffic
 
 from .connections import PATIENCE, reset
@@ -103,7 +103,7 @@ def test_a_hundred_thousand_messages_while_transports_die() -> None:
         mux.socket.recv_disabled = True
 
         def begin(sender: int, cut_after: int | None) -> socket.socket:
-            near, far = loopback.connection()
+            near, far = _loopback.connection()
             stack.enter_context(near)
             mux.attach(near)
             stack.enter_context(process(lambda: write(far, streams[sender], cut_after)))

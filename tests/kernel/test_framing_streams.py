@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 import pykcm
-from pykcm import bpf, loopback, protocols
+from pykcm import _loopback, bpf, protocols
 from pykcm.framing import (
     CustomFraming,
     Delimiter,
@@ -43,7 +43,7 @@ def programs() -> Iterator[dict[str, bpf.Program]]:
 
 @contextlib.contextmanager
 def joined(program: bpf.Program) -> Iterator[tuple[pykcm.KCMSocket, socket.socket, socket.socket]]:
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far, pykcm.KCMSocket() as kcm:
         far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -159,7 +159,7 @@ def test_a_delimiter_past_the_first_64_kib_of_the_data(delimiter: bytes) -> None
 def test_the_postgresql_start_then_the_rest() -> None:
     startup = struct.pack(">IHH", 8 + 14, 3, 0) + b"user\0postgres\0"
     query = b"Q" + struct.pack(">I", 4 + 9) + b"SELECT 1\0"
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far, pykcm.KCMSocket() as kcm:
         kcm.settimeout(TIMEOUT)
         kcm.attach(near, protocols.POSTGRESQL_CLIENT.replace(max_length=20_000))
@@ -231,7 +231,7 @@ BAD: dict[str, tuple[Framing, bytes, bytes, int]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_stream(name: str, apart: bool) -> None:
     framing, good, bad, error = BAD[name]
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far, pykcm.KCMSocket() as kcm:
         kcm.settimeout(TIMEOUT)
         kcm.attach(near, framing)
@@ -251,7 +251,7 @@ def test_bad_stream(name: str, apart: bool) -> None:
 
 
 def test_fixed_length_needs_no_strategy() -> None:
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far, pykcm.KCMSocket() as kcm, FixedLength(3).load() as program:
         kcm.settimeout(TIMEOUT)
         assert program.info.verified_instructions in {0, 2}  # 0: a kernel that does not count

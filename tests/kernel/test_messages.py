@@ -22,7 +22,7 @@ import pytest
 import trio
 
 import pykcm
-from pykcm import features, kernel, loopback, statistics
+from pykcm import _features, _kernel, _loopback, statistics
 from pykcm.errors import KCMOSError, MessageTruncated
 
 from .connections import (
@@ -38,12 +38,12 @@ from .connections import (
     parsed,
 )
 
-MSG_BATCH = pykcm.binding.lib.MSG_BATCH
+MSG_BATCH = pykcm._binding.lib.MSG_BATCH
 
 
 @pytest.fixture
 def tcp() -> Iterator[Pair]:
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far:
         far.settimeout(PATIENCE)
         yield near, far
@@ -64,8 +64,8 @@ def kcm(request: pytest.FixtureRequest, tcp: Pair) -> Iterator[pykcm.KCMSocket]:
 @pytest.fixture
 def raw(tcp: Pair) -> Iterator[socket.socket]:
     """A KCM socket without pykcm's help."""
-    with kernel.open_socket() as sock, FRAMING.load() as program:
-        kernel.attach(sock.fileno(), tcp[0].fileno(), program.fd)
+    with _kernel.open_socket() as sock, FRAMING.load() as program:
+        _kernel.attach(sock.fileno(), tcp[0].fileno(), program.fd)
         sock.settimeout(PATIENCE)
         yield sock
 
@@ -113,8 +113,8 @@ class TestRawBehaviour:
         assert tcp[1].recv(100) == message(b"the next")
 
     def test_seqpacket_without_eor_sends_nothing(self, tcp: Pair) -> None:
-        with kernel.open_socket(socket.SOCK_SEQPACKET) as raw, FRAMING.load() as program:
-            kernel.attach(raw.fileno(), tcp[0].fileno(), program.fd)
+        with _kernel.open_socket(socket.SOCK_SEQPACKET) as raw, FRAMING.load() as program:
+            _kernel.attach(raw.fileno(), tcp[0].fileno(), program.fd)
             raw.send(message(b"open"))
             tcp[1].settimeout(0.5)
             with pytest.raises(TimeoutError):
@@ -135,7 +135,7 @@ class TestRawBehaviour:
             assert edge.poll(0.2) == []
 
     def test_sent_without_transport_and_lost(self) -> None:
-        with kernel.open_socket() as raw:
+        with _kernel.open_socket() as raw:
             assert raw.send(message(b"lost")) == 8
 
 
@@ -185,7 +185,7 @@ class TestReceiving:
         sent = [message(bytes(size)) for size in (1, 100, 2, 200, 3)]
         deliver(tcp[1], tcp[0], b"".join(sent))
         eventually(lambda: parsed(tcp[0]))
-        if kcm.type == socket.SOCK_SEQPACKET and features.seqpacket_keeps_the_rest():
+        if kcm.type == socket.SOCK_SEQPACKET and _features.seqpacket_keeps_the_rest():
             assert kcm.recv_many() == sent
             return
         with pytest.raises(MessageTruncated) as info:
@@ -196,7 +196,7 @@ class TestReceiving:
 
     def test_a_message_in_parts_is_one(self, kcm: pykcm.KCMSocket, tcp: Pair) -> None:
         """Where the kernel keeps the rest of a message, none of it passes for another message."""
-        if kcm.type != socket.SOCK_SEQPACKET or not features.seqpacket_keeps_the_rest():
+        if kcm.type != socket.SOCK_SEQPACKET or not _features.seqpacket_keeps_the_rest():
             pytest.skip("this kernel does not keep the rest of a message, or not for SOCK_DGRAM")
         kcm.max_message_size = 50
         tcp[1].sendall(message(bytes(500)) + message(b"next"))
@@ -589,7 +589,7 @@ def test_trio_is_there() -> None:
 
 def test_kill_leaves_nothing_in_the_kernel() -> None:
     """A worker, and a whole program, killed in the middle of receiving."""
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far:
         pid = os.fork()
         if pid == 0:

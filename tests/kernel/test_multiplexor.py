@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import pykcm
-from pykcm import Multiplexor, Reason, TransportError, kernel, loopback, statistics
-from pykcm.draining import unparsed
+from pykcm import Multiplexor, Reason, TransportError, _kernel, _loopback, statistics
+from pykcm._draining import unparsed
 from pykcm.errors import AttachError, Disconnected, KCMOSError
 
 from .connections import (
@@ -48,7 +48,7 @@ def connect() -> Iterator[Callable[[], Pair]]:
     opened: list[socket.socket] = []
 
     def new() -> Pair:
-        pair = loopback.connection()
+        pair = _loopback.connection()
         opened.extend(pair)
         return pair
 
@@ -87,8 +87,8 @@ class TestTheEnd:
     def test_no_end_of_file_in_the_kernel(self, connect: Callable[[], Pair]) -> None:
         """A KCM socket does not tell that its last transport is gone; pykcm's Multiplexor does."""
         near, far = connect()
-        with kernel.open_socket() as raw, FRAMING.load() as program:
-            kernel.attach(raw.fileno(), near.fileno(), program.fd)
+        with _kernel.open_socket() as raw, FRAMING.load() as program:
+            _kernel.attach(raw.fileno(), near.fileno(), program.fd)
             far.close()
             raw.settimeout(1)
             with pytest.raises(TimeoutError):
@@ -244,13 +244,13 @@ class TestDetach:
     def test_the_kernel_drops_what_waits(self, connect: Callable[[], Pair]) -> None:
         near, far = connect()
         before = statistics.totals().multiplexors["rx_ready_drops"]
-        with kernel.open_socket() as raw, FRAMING.load() as program:
-            raw.setsockopt(pykcm.binding.lib.SOL_KCM, pykcm.binding.lib.KCM_RECV_DISABLE, 1)
-            kernel.attach(raw.fileno(), near.fileno(), program.fd)
+        with _kernel.open_socket() as raw, FRAMING.load() as program:
+            raw.setsockopt(pykcm._binding.lib.SOL_KCM, pykcm._binding.lib.KCM_RECV_DISABLE, 1)
+            _kernel.attach(raw.fileno(), near.fileno(), program.fd)
             deliver(far, near, message(b"complete"))
             eventually(lambda: parsed(near))
-            kernel.unattach(raw.fileno(), near.fileno())
-            raw.setsockopt(pykcm.binding.lib.SOL_KCM, pykcm.binding.lib.KCM_RECV_DISABLE, 0)
+            _kernel.unattach(raw.fileno(), near.fileno())
+            raw.setsockopt(pykcm._binding.lib.SOL_KCM, pykcm._binding.lib.KCM_RECV_DISABLE, 0)
             raw.settimeout(1)
             with pytest.raises(TimeoutError):
                 raw.recv(100)
@@ -403,8 +403,8 @@ class TestWorkers:
 class TestClosing:
     def test_the_kernel_throws_the_queue_away(self, connect: Callable[[], Pair]) -> None:
         near, far = connect()
-        with kernel.open_socket() as raw, FRAMING.load() as program:
-            kernel.attach(raw.fileno(), near.fileno(), program.fd)
+        with _kernel.open_socket() as raw, FRAMING.load() as program:
+            _kernel.attach(raw.fileno(), near.fileno(), program.fd)
             sent = 100_000 * fill(raw, 99_996)
         near.close()
         assert received_in_all(far) < sent
@@ -485,7 +485,7 @@ def test_cycles_leave_nothing_behind(request: pytest.FixtureRequest) -> None:
     cycles = request.config.getoption("--cycles")
 
     def cycle() -> None:
-        near, far = loopback.connection()
+        near, far = _loopback.connection()
         with near, far, Multiplexor(FRAMING) as mux:
             mux.attach(near)
             far.sendall(message(b"question"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pykcm
-from pykcm import bpf, delineation, loopback
+from pykcm import _loopback, _offset, bpf
 
 from .connections import FRAMING, PATIENCE, Pair, message
 
@@ -21,7 +21,7 @@ UNPRIVILEGED_BPF = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
 
 @pytest.fixture
 def tcp() -> Iterator[Pair]:
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far:
         yield near, far
 
@@ -35,7 +35,7 @@ def as_nobody(run: Callable[[], None]) -> None:
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
-            delineation._found = None
+            _offset._found = None
             run()
             status = 0
         except BaseException:

@@ -8,7 +8,7 @@ from pykcm.selftest import deviations, runner, versions
 from pykcm.selftest.check import every
 from pykcm.selftest.checks import GROUPS
 from pykcm.selftest.environment import survey
-from pykcm.selftest.mutations import MUTATIONS, REPAIRS, Mutation
+from tests.mutations import MUTATIONS, REPAIRS, Mutation
 
 pytestmark = pytest.mark.timeout(600)
 

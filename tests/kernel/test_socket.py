@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 import pykcm
-from pykcm import bpf, features, kernel, loopback
+from pykcm import _features, _kernel, _loopback, bpf
 from pykcm.cli.demo import DOCUMENTED
 from pykcm.errors import AttachError, KCMOSError, MessageTruncated
 
@@ -22,7 +22,7 @@ from .connections import FRAMING, Pair, message
 
 @pytest.fixture
 def tcp() -> Iterator[Pair]:
-    near, far = loopback.connection()
+    near, far = _loopback.connection()
     with near, far:
         yield near, far
 
@@ -76,9 +76,9 @@ def test_the_documented_program_misframes(tcp: Pair) -> None:
     sizes = (10, 20, 5, 300, 7, 1000, 3)
     stream = b"".join(message(bytes([size & 0xFF]) * (size - 4)) for size in sizes if size > 4)
     far.sendall(stream)
-    with kernel.open_socket() as raw, bpf.Program.load(DOCUMENTED) as program:
+    with _kernel.open_socket() as raw, bpf.Program.load(DOCUMENTED) as program:
         raw.settimeout(30)
-        kernel.attach(raw.fileno(), near.fileno(), program.fd)
+        _kernel.attach(raw.fileno(), near.fileno(), program.fd)
         received = [raw.recv(4096) for _ in range(len(stream) // 10)]
     # Each is as long as the first message: the second and later ones are garbage.
     assert received == [stream[start : start + 10] for start in range(0, len(stream) - 9, 10)]
@@ -133,7 +133,7 @@ def test_the_kernel_clones_without_close_on_exec(kcm: pykcm.KCMSocket) -> None:
     import fcntl
 
     request = bytearray(4)
-    fcntl.ioctl(kcm.fileno(), pykcm.binding.lib.SIOCKCMCLONE, request)
+    fcntl.ioctl(kcm.fileno(), pykcm._binding.lib.SIOCKCMCLONE, request)
     fd = int.from_bytes(request, sys.byteorder)
     try:
         assert not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
@@ -246,8 +246,8 @@ class TestReceiveBuffer:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         far.setblocking(False)
         framing = pykcm.LengthField(adjustment=4, max_length=self.LONG)
-        with kernel.open_socket() as raw, framing.load() as program:
-            kernel.attach(raw.fileno(), near.fileno(), program.fd)
+        with _kernel.open_socket() as raw, framing.load() as program:
+            _kernel.attach(raw.fileno(), near.fileno(), program.fd)
             # The header alone at first: the window has to take what the first segment leaves.
             far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sent = memoryview(message(bytes(self.LONG - 4)))
@@ -305,7 +305,7 @@ class TestTruncation:
         kcm.attach(near, FRAMING)
         kcm.max_message_size = 10
         far.sendall(message(b"0123456789") + message(b"short"))
-        if kcm.type == socket.SOCK_SEQPACKET and features.seqpacket_keeps_the_rest():
+        if kcm.type == socket.SOCK_SEQPACKET and _features.seqpacket_keeps_the_rest():
             assert kcm.recv() == message(b"0123456789")
             return
         with pytest.raises(MessageTruncated) as info:

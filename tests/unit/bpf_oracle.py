@@ -20,7 +20,7 @@ from typing import Literal
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from pykcm.binding import ffi, lib
+from pykcm._binding import ffi, lib
 
 _VERSIONS = ("22", "19")
 _TABLE = Path(__file__).with_name("rfc9669.tsv")

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from pykcm import bpf
+from pykcm._offset import PROBE
 from pykcm.bpf import Program
-from pykcm.delineation import PROBE
 from tests.unit.bpf_oracle import needs_bpf
 from tests.unit.test_bpf_elf import compiled
 

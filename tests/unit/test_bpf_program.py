@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pykcm import bpf
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.bpf import Program, program, system, verifier
 from pykcm.errors import (
     AssemblyError,

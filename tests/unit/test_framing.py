@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pykcm.delineation import NONE
+from pykcm._offset import NONE
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import Delimiter, FixedLength, Framing, Layout, LengthField, Varint
 from pykcm.framing.steps import (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pykcm import protocols
+from pykcm._offset import NONE, STRATEGIES
 from pykcm.bpf import Program
-from pykcm.delineation import NONE, STRATEGIES
 from pykcm.framing import CustomFraming, LengthField
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "framing.md").read_text("utf-8")

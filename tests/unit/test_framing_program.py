@@ -11,8 +11,8 @@ import random
 import pytest
 
 from pykcm import bpf
+from pykcm._offset import NONE, STRATEGIES, Strategy
 from pykcm.bpf import Program
-from pykcm.delineation import NONE, STRATEGIES, Strategy
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import CustomFraming, Delimiter, Framing, Layout, LengthField
 from pykcm.framing.steps import LARGEST_SEARCH, Case, Field, Find, Switch

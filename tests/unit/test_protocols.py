@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from pykcm import protocols
-from pykcm.delineation import NONE
+from pykcm._offset import NONE
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import Framing
 from tests.protocol_streams import STREAMS

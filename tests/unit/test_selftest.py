@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from pykcm.selftest import deviations, environment, ktap, mutations, report, runner, versions
+from pykcm.selftest import deviations, environment, ktap, report, runner, versions
 from pykcm.selftest.calls import Calls
 from pykcm.selftest.check import Check, Failure, Group, Skip, every
 from pykcm.selftest.checks import GROUPS
 from pykcm.selftest.environment import Environment
 from pykcm.selftest.lab import Lab
+from tests import mutations
 
 CHECKS = every(GROUPS)
 

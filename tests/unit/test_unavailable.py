@@ -10,12 +10,12 @@ import sys
 import pytest
 
 import pykcm
-from pykcm import features, statistics
+from pykcm import _features, statistics
 
 
 def has_kcm() -> bool:
     try:
-        socket.socket(pykcm.binding.lib.AF_KCM, socket.SOCK_DGRAM).close()
+        socket.socket(pykcm._binding.lib.AF_KCM, socket.SOCK_DGRAM).close()
     except OSError:
         return False
     return True
@@ -23,7 +23,7 @@ def has_kcm() -> bool:
 
 def test_a_kernel_without_kcm() -> None:
     if has_kcm():
-        error = features.explain_open(OSError(errno.EAFNOSUPPORT, "Address family not supported"))
+        error = _features.explain_open(OSError(errno.EAFNOSUPPORT, "Address family not supported"))
     else:
         with pytest.raises(pykcm.UnavailableError) as info:
             pykcm.KCMSocket()
@@ -37,7 +37,7 @@ def test_a_kernel_without_kcm() -> None:
 
 
 def test_a_wrong_type() -> None:
-    error = features.explain_open(OSError(errno.ESOCKTNOSUPPORT, "Socket type not supported"))
+    error = _features.explain_open(OSError(errno.ESOCKTNOSUPPORT, "Socket type not supported"))
     assert error.errno == errno.ESOCKTNOSUPPORT
     assert "SOCK_SEQPACKET" in str(error)
 

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.selftest.calls import BPF_PROG_TYPE_SCHED_CLS
 from pykcm.selftest.check import Group, Skip, code, rst
 from pykcm.selftest.lab import Lab, framed

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.selftest.check import Group, code, rst
 from pykcm.selftest.lab import SEQPACKET, Lab, framed
 

@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 
-from pykcm import delineation
+from pykcm import _offset
 from pykcm.errors import CapabilityError, UnavailableError
 from pykcm.selftest.check import Failure, Group, Skip, code, rst
 from pykcm.selftest.lab import SOON, Lab, framed
@@ -110,7 +110,7 @@ def message_offset_can_be_read(lab: Lab) -> None:
     if lab.environment.no_programs:
         raise Skip(lab.environment.no_programs)
     try:
-        strategy = delineation.find_strategy()
+        strategy = _offset.find_strategy()
     except CapabilityError as error:
         raise Skip(str(error)) from None
     except UnavailableError as error:

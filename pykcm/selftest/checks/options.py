@@ -7,7 +7,7 @@ import errno
 import socket
 import struct
 
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.selftest.check import Group, code
 from pykcm.selftest.lab import Lab
 

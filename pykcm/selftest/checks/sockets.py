@@ -7,7 +7,7 @@ import errno
 import mmap
 import socket
 
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.selftest.check import Group, code, rst
 from pykcm.selftest.lab import DGRAM, SEQPACKET, Lab
 

@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.selftest.check import Group, code
 from pykcm.selftest.lab import SOON, Lab, framed
 

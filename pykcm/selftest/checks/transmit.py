@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.selftest.check import Failure, Group, code, rst
 from pykcm.selftest.lab import SEQPACKET, SOON, Lab, framed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from pykcm.binding import lib
+from pykcm._binding import lib
 from pykcm.selftest.check import Group, code, rst
 from pykcm.selftest.lab import SOON, Lab, framed
 

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pykcm.binding import ffi, lib
+from pykcm._binding import ffi, lib
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -10,7 +10,7 @@ import errno
 import functools
 import socket
 
-from pykcm import bpf, kernel, loopback
+from pykcm import _kernel, _loopback, bpf
 from pykcm.bpf import system
 from pykcm.errors import CapabilityError, KCMOSError, UnavailableError
 
@@ -36,11 +36,11 @@ def seqpacket_keeps_the_rest() -> bool:
             program = stack.enter_context(bpf.Program.load("r0 = 2\nexit", name="pykcm_rest"))
         except CapabilityError:
             return False
-        kcm = stack.enter_context(kernel.open_socket(socket.SOCK_SEQPACKET))
-        near, far = loopback.connection()
+        kcm = stack.enter_context(_kernel.open_socket(socket.SOCK_SEQPACKET))
+        near, far = _loopback.connection()
         stack.enter_context(near)
         stack.enter_context(far)
-        kernel.attach(kcm.fileno(), near.fileno(), program.fd)
+        _kernel.attach(kcm.fileno(), near.fileno(), program.fd)
         far.sendall(b"ab")
         kcm.settimeout(_TIMEOUT)
         kcm.recv(1)

@@ -26,10 +26,10 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from pykcm import bpf, kernel, loopback
+from pykcm import _kernel, _loopback, bpf
+from pykcm._wait import Deadline
 from pykcm.errors import CapabilityError
 from pykcm.socket import KCMSocket, borrowed
-from pykcm.waiting import Deadline
 
 # include/uapi/linux/sock_diag.h
 _SK_MEMINFO_RMEM_ALLOC = 0
@@ -144,7 +144,7 @@ def _served_by_clones(
     breaths = iter(range(_BREATHS))
     before: list[int] | None = None  # asked for only when a clone is full, which few are
     for _ in left:
-        fd = kernel.clone(kcm.fileno())  # not kcm.clone(), which would call kcm shared
+        fd = _kernel.clone(kcm.fileno())  # not kcm.clone(), which would call kcm shared
         memory = clones.enter_context(KCMSocket(kcm.type, _fileno=fd)).memory()
         if memory[_SK_MEMINFO_RMEM_ALLOC] < memory[_SK_MEMINFO_RCVBUF]:
             return True
@@ -165,12 +165,12 @@ def _barrier(program_fd: int | None) -> None:
     """
     with contextlib.ExitStack() as stack:
         kcm = stack.enter_context(KCMSocket())
-        near, far = loopback.connection()
+        near, far = _loopback.connection()
         stack.enter_context(near)
         stack.enter_context(far)
         far.sendall(b"!")
         with _any_program(program_fd) as fd:
-            kernel.attach(kcm.fileno(), near.fileno(), fd)
+            _kernel.attach(kcm.fileno(), near.fileno(), fd)
         poll = select.poll()
         poll.register(near, 0)  # POLLERR: the program refused the data
         poll.register(kcm, select.POLLIN)

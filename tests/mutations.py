@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pykcm import bpf, delineation, kernel
-from pykcm.binding import lib
+from pykcm import _kernel, _offset, bpf
+from pykcm._binding import lib
 from pykcm.selftest.calls import Calls
 from pykcm.selftest.lab import DOCUMENTED
 
@@ -71,7 +71,7 @@ def _always(name: str, result: Any) -> Callable[[], Calls]:
 def _scrap(fd: int) -> None:
     """Take a message off a KCM socket and forget it."""
     try:
-        kernel.receive_message(fd, [bytearray(_LARGE)], socket.MSG_DONTWAIT)
+        _kernel.receive_message(fd, [bytearray(_LARGE)], socket.MSG_DONTWAIT)
     except BlockingIOError:
         return
 
@@ -91,11 +91,11 @@ def _poll_hangup(self: Calls, fd: int, events: int, seconds: float) -> int:
 
 
 def _clone_alone(self: Calls, kcm: int) -> int:
-    return kernel.open_socket().detach()
+    return _kernel.open_socket().detach()
 
 
 def _clone_disabled(self: Calls, kcm: int) -> int:
-    fd = kernel.clone(kcm)
+    fd = _kernel.clone(kcm)
     with socket.socket(lib.AF_KCM, socket.SOCK_DGRAM, 0, fileno=os.dup(fd)) as clone:
         clone.setsockopt(lib.SOL_KCM, lib.KCM_RECV_DISABLE, 1)
     return fd
@@ -132,12 +132,12 @@ def _ioctl_leaking(self: Calls, fd: int, request: int, argument: int | bytearray
 def _attach_scrapping(self: Calls, kcm: int, tcp: int, program: int) -> None:
     with socket.socket(fileno=os.dup(tcp)) as copy:
         copy.recv(_LARGE, socket.MSG_DONTWAIT)
-    kernel.attach(kcm, tcp, program)
+    _kernel.attach(kcm, tcp, program)
 
 
 def _attach_leaking(self: Calls, kcm: int, tcp: int, program: int) -> None:
     try:
-        kernel.attach(kcm, tcp, program)
+        _kernel.attach(kcm, tcp, program)
     except OSError:
         os.dup(tcp)
         raise
@@ -154,7 +154,7 @@ class _AttachOnce(Calls):
 
 def _unattach_scrapping(self: Calls, kcm: int, tcp: int) -> None:
     _scrap(kcm)
-    kernel.unattach(kcm, tcp)
+    _kernel.unattach(kcm, tcp)
 
 
 def _unattach_failing(self: Calls, kcm: int, tcp: int) -> None:
@@ -205,14 +205,14 @@ class _Ghost(Calls):
 def _receive_torn(
     self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0
 ) -> tuple[int, int]:
-    size, seen = kernel.receive_message(fd, buffers, flags)
+    size, seen = _kernel.receive_message(fd, buffers, flags)
     return size - 1, seen
 
 
 def _receive_glued(self: Calls, fd: int, buffers: Sequence[Any], flags: int = 0) -> tuple[int, int]:
-    size, seen = kernel.receive_message(fd, buffers, flags)
+    size, seen = _kernel.receive_message(fd, buffers, flags)
     try:
-        more, seen = kernel.receive_message(fd, [memoryview(buffers[0])[size:]], flags)
+        more, seen = _kernel.receive_message(fd, [memoryview(buffers[0])[size:]], flags)
     except BlockingIOError:
         more = 0
     return size + more, seen
@@ -220,7 +220,7 @@ def _receive_glued(self: Calls, fd: int, buffers: Sequence[Any], flags: int = 0)
 
 def _flags(change: Callable[[int], int]) -> Callable[[], Calls]:
     def receive(self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> tuple[int, int]:
-        size, seen = kernel.receive_message(fd, buffers, flags)
+        size, seen = _kernel.receive_message(fd, buffers, flags)
         return size, change(seen)
 
     return _mutant(receive=receive)
@@ -231,7 +231,7 @@ def _receive_scrapping(
 ) -> tuple[int, int]:
     """Drop the rest of a message, also on a kernel that keeps it."""
     whole = bytearray(_LARGE)
-    size, seen = kernel.receive_message(fd, [whole], flags)
+    size, seen = _kernel.receive_message(fd, [whole], flags)
     room = len(buffers[0])
     buffers[0][: min(size, room)] = whole[: min(size, room)]
     return min(size, room), 0 if size > room else seen
@@ -240,19 +240,19 @@ def _receive_scrapping(
 def _receive_taking(
     self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0
 ) -> tuple[int, int]:
-    return kernel.receive_message(fd, buffers, flags & ~socket.MSG_PEEK)
+    return _kernel.receive_message(fd, buffers, flags & ~socket.MSG_PEEK)
 
 
 def _receive_one_buffer(
     self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0
 ) -> tuple[int, int]:
-    return kernel.receive_message(fd, buffers[:1], flags)
+    return _kernel.receive_message(fd, buffers[:1], flags)
 
 
 def _receive_hasty(
     self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0
 ) -> tuple[int, int]:
-    return kernel.receive_message(fd, buffers, flags | socket.MSG_DONTWAIT)
+    return _kernel.receive_message(fd, buffers, flags | socket.MSG_DONTWAIT)
 
 
 def _receive_many_one(self: Calls, fd: int, room: int, count: int) -> list[tuple[bytes, int]]:
@@ -288,7 +288,7 @@ class _KeepsRest(Calls):
         if self.rest is not None:
             return self.rest
         whole = bytearray(_LARGE)
-        size, _ = kernel.receive_message(fd, [whole], flags)
+        size, _ = _kernel.receive_message(fd, [whole], flags)
         return bytes(whole[:size])
 
 
@@ -320,7 +320,7 @@ def _sending(change: Callable[[bytes, int], tuple[bytes, int]]) -> Callable[[], 
     def send(self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
         data = b"".join(buffers)
         changed, flags = change(data, flags)
-        kernel.send_message(fd, [changed], flags)
+        _kernel.send_message(fd, [changed], flags)
         return len(data)
 
     return _mutant(send=send)
@@ -332,21 +332,21 @@ def _mixed(data: bytes, flags: int) -> tuple[bytes, int]:
 
 
 def _send_first_buffer(self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
-    return kernel.send_message(fd, buffers[:1], flags)
+    return _kernel.send_message(fd, buffers[:1], flags)
 
 
 def _send_no_batch(self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
     if flags & lib.MSG_BATCH:
         return len(b"".join(buffers))
-    return kernel.send_message(fd, buffers, flags)
+    return _kernel.send_message(fd, buffers, flags)
 
 
 def _send_many_reversed(self: Calls, fd: int, messages: Sequence[Buffer]) -> int:
-    return kernel.send_many(fd, messages[::-1])
+    return _kernel.send_many(fd, messages[::-1])
 
 
 def _write_open(self: Calls, fd: int, data: bytes) -> int:
-    return kernel.send_message(fd, [data])
+    return _kernel.send_message(fd, [data])
 
 
 class _SendsToNobody(Calls):
@@ -377,7 +377,7 @@ class _LosesFirst(Calls):
 
 
 def _send_hasty(self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
-    return kernel.send_message(fd, buffers, flags | socket.MSG_DONTWAIT)
+    return _kernel.send_message(fd, buffers, flags | socket.MSG_DONTWAIT)
 
 
 class _LevelTriggered:
@@ -432,7 +432,7 @@ def _splice_glued(self: Calls, source: int, target: int, count: int) -> int:
     data = b""
     while len(data) < count:
         message = bytearray(_LARGE)
-        size, _ = kernel.receive_message(source, [message])
+        size, _ = _kernel.receive_message(source, [message])
         data += message[:size]
     return os.write(target, data[:count])
 
@@ -440,7 +440,7 @@ def _splice_glued(self: Calls, source: int, target: int, count: int) -> int:
 def _splice_scrapping(self: Calls, source: int, target: int, count: int) -> int:
     """Drop the rest of a message, also on a kernel that keeps it."""
     whole = bytearray(_LARGE)
-    size, _ = kernel.receive_message(source, [whole])
+    size, _ = _kernel.receive_message(source, [whole])
     return os.write(target, whole[: min(size, count)])
 
 
@@ -448,10 +448,10 @@ def _copying(flags: int) -> Callable[[], Calls]:
     """splice and sendfile that read and send, with these flags."""
 
     def splice(self: Calls, source: int, target: int, count: int) -> int:
-        return kernel.send_message(target, [os.read(source, count)], flags)
+        return _kernel.send_message(target, [os.read(source, count)], flags)
 
     def send_file(self: Calls, target: int, source: int, count: int) -> int:
-        return kernel.send_message(target, [os.pread(source, count, 0)], flags)
+        return _kernel.send_message(target, [os.pread(source, count, 0)], flags)
 
     return _mutant(splice=splice, send_file=send_file)
 
@@ -1054,14 +1054,14 @@ class _GivesBack(Calls):
 
 
 def _load_with_offset(self: Calls, text: str) -> bpf.Program:
-    lines = delineation.find_strategy().lines("r7")
+    lines = _offset.find_strategy().lines("r7")
     return Calls.load(self, f"{lines}\nr0 = *(u32 *)skb[r7]\nr0 += 4\nexit")
 
 
 def _attach_with_room(self: Calls, kcm: int, tcp: int, program: int) -> None:
     with socket.socket(fileno=os.dup(tcp)) as copy:
         copy.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 20)
-    kernel.attach(kcm, tcp, program)
+    _kernel.attach(kcm, tcp, program)
 
 
 class _StopsSending(Calls):
@@ -1079,14 +1079,14 @@ class _StopsSending(Calls):
 
 def _next_length(fd: int) -> int:
     flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-    return kernel.receive_message(fd, [bytearray(_LARGE)], flags)[0]
+    return _kernel.receive_message(fd, [bytearray(_LARGE)], flags)[0]
 
 
 def _receive_real_length(
     self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0
 ) -> tuple[int, int]:
     length = _next_length(fd)
-    size, seen = kernel.receive_message(fd, buffers, flags)
+    size, seen = _kernel.receive_message(fd, buffers, flags)
     return length if flags & socket.MSG_TRUNC else size, seen
 
 

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 
-from pykcm import bpf, features, kernel, loopback
+from pykcm import _features, _kernel, _loopback, bpf
 from pykcm.errors import CapabilityError, UnavailableError, VerifierError
 
 # struct __sk_buff of include/uapi/linux/bpf.h: where the context shows bytes 8 to 27 of skb->cb.
@@ -142,7 +142,7 @@ def _ask_kernel() -> Strategy:
         except VerifierError as error:
             # This kernel lacks the helper, or its context the field; unless it is that the
             # verifier hides the helper from a process without the capability.
-            if candidate is PROBE and not features.may_read_kernel_memory():
+            if candidate is PROBE and not _features.may_read_kernel_memory():
                 refused = CapabilityError(error.errno or errno.EPERM, _NO_PERFMON)
                 refused.__cause__ = error
     if refused is not None:
@@ -228,12 +228,12 @@ wrong:
 
 def _delineates(program: bpf.Program) -> bool:
     try:
-        kcm = kernel.open_socket()
+        kcm = _kernel.open_socket()
     except OSError as error:
-        raise features.explain_open(error) from error
+        raise _features.explain_open(error) from error
     with kcm:
         try:
-            near, far = loopback.connection()
+            near, far = _loopback.connection()
         except OSError as error:
             raise UnavailableError(
                 error.errno or errno.ENETUNREACH,
@@ -242,7 +242,7 @@ def _delineates(program: bpf.Program) -> bool:
             ) from error
         with near, far:
             far.sendall(b"".join(_EXPERIMENT_MESSAGES))
-            kernel.attach(kcm.fileno(), near.fileno(), program.fd)
+            _kernel.attach(kcm.fileno(), near.fileno(), program.fd)
             poll = select.poll()
             poll.register(kcm, select.POLLIN)
             poll.register(near, 0)  # POLLERR: the kernel refused what the program returned
