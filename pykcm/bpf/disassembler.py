@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pykcm.bpf import helpers
-from pykcm.bpf import instructions as isa
-from pykcm.bpf.instructions import HOST, ByteOrder, Instruction
+from pykcm.bpf import _helpers
+from pykcm.bpf import _instructions as isa
+from pykcm.bpf._instructions import HOST, ByteOrder, Instruction
 from pykcm.errors import AssemblyError
 
 _SIZES = {code: name for name, code in isa.SIZE_CODES.items()}
@@ -158,7 +158,7 @@ class _Disassembler:
             raise _malformed(slot, f"no such function: {code.imm}")
         if code.src == isa.CALL_BTF:
             return f"call kernel-function#{code.imm}"
-        name = helpers.by_number().get(code.imm)
+        name = _helpers.by_number().get(code.imm)
         return f"call {name}#{code.imm}" if name else f"call {code.imm}"
 
     def target(self, slot: int, distance: int, is_call: bool = False) -> str:

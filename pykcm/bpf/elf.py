@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pykcm.bpf import instructions as isa
+from pykcm.bpf import _instructions as isa
 from pykcm.errors import BPFError, UnavailableError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from pykcm._binding import ffi, lib
-from pykcm.bpf import assembler, elf, system, verifier
-from pykcm.bpf import instructions as isa
+from pykcm.bpf import _instructions as isa
+from pykcm.bpf import _verifier, assembler, elf, system
 from pykcm.bpf.disassembler import disassemble_slot
 from pykcm.errors import BPFError, UnavailableError, VerifierError
 
@@ -414,7 +414,7 @@ def _refusal(
     number: int, log: str, whole: bool, code: bytes, text: str, lines: list[int]
 ) -> VerifierError:
     """The verifier's error, in the words of the log and of the user's own text."""
-    found = verifier.complaint(log)
+    found = _verifier.complaint(log)
     reason = found.reason or "see the log"
     if number == errno.E2BIG and not found.reason:  # before Linux 6.4 a log's end is cut off
         reason = "it is too complex: the verifier gives up after a million instructions"

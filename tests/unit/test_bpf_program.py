@@ -22,7 +22,7 @@ import pytest
 
 from pykcm import bpf
 from pykcm._binding import lib
-from pykcm.bpf import Program, program, system, verifier
+from pykcm.bpf import Program, _verifier, program, system
 from pykcm.errors import (
     AssemblyError,
     BPFError,
@@ -218,7 +218,7 @@ LOGS = [
 
 @pytest.mark.parametrize(("log", "reason", "slot"), LOGS)
 def test_logs_of_other_kernels(log: str, reason: str, slot: int | None) -> None:
-    found = verifier.complaint(log)
+    found = _verifier.complaint(log)
     assert (found.reason, found.slot) == (reason, slot)
 
 
