@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from pykcm import _explain
+from pykcm.bpf import _instructions as isa
+from pykcm.bpf.disassembler import disassemble_slot
+from pykcm.errors import VerifierError
 
 # "12: (61) r0 = *(u32 *)(r1 +4)", with the registers' state before it on some kernels.
 _INSTRUCTION = re.compile(r"^(\d+): \([0-9a-f]{2}\) ")
 # Complaints that come before the walk through the program, or name another instruction.
 _NAMED = re.compile(r"\binsn (\d+)\b")
-# What is no complaint: statistics, register states, branches taken, the C source, function heads.
+# Not a complaint: statistics, register states, branches taken, the C source, function heads.
 _NOISE = re.compile(
     r"^(processed \d+ insns|verification time|stack depth|max_states|mark_precise|"
     r"(\d+: )?R\d+[_=]|from \d+ to \d+|\d+: R|; |func#|Validating |arg#|"
@@ -17,8 +23,7 @@ _NOISE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Complaint:
+class Complaint(NamedTuple):
     """What the verifier objects to.
 
     Attributes:
@@ -45,3 +50,41 @@ def complaint(log: str) -> Complaint:
         slot = int(match[1])
     excerpt = ([lines[instruction_at]] if instruction_at >= 0 else []) + words
     return Complaint(reason, slot, excerpt)
+
+
+def refusal(
+    error: OSError, log: str, whole: bool, code: bytes, text: str, lines: list[int]
+) -> VerifierError:
+    """The verifier's error, in the words of the log and of the user's own text.
+
+    Args:
+        error: what BPF_PROG_LOAD raised.
+        log: the verifier's.
+        whole: whether that is all of it.
+        code: the program.
+        text: the text that the code was made of; "" if there is none.
+        lines: for each instruction its line in the text.
+    """
+    found = complaint(log)
+    reason = found.reason or "see the log"
+    if error.errno == errno.E2BIG and not found.reason:  # before Linux 6.4 a log's end is cut off
+        reason = "it is too complex: the verifier gives up after a million instructions"
+    parts = [f"the verifier refused the program: {reason}"]
+    if found.slot is not None and found.slot < len(code) // isa.SIZE:
+        if text:
+            line = lines[found.slot]
+            parts.append(f"  at instruction {found.slot}, line {line} of the text:")
+            parts.append(f"    {text.split(chr(10))[line - 1].strip()}")
+        else:
+            parts.append(f"  at instruction {found.slot}:")
+            parts.append(f"    {disassemble_slot(code, found.slot)}")
+    parts.append("  in the verifier's words:")
+    parts += [f"    {line}" for line in found.excerpt]
+    if "bpf_probe_read" in log and not _explain.capabilities() & {"CAP_PERFMON", "CAP_SYS_ADMIN"}:
+        parts.append(
+            "  this process lacks CAP_PERFMON, which that helper needs: a process with CAP_BPF "
+            "and CAP_PERFMON must load this program; pin it and attach by path"
+        )
+    what = "the whole log" if whole else "16 MiB of the log, which is longer"
+    parts.append(f"  (the exception's attribute `log` has {what})")
+    return VerifierError(error.errno or 0, "\n".join(parts), log)

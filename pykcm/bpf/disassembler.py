@@ -28,9 +28,10 @@ def disassemble(code: bytes, byteorder: ByteOrder = HOST) -> str:
         Text that `assemble` turns into the same bytes.
 
     Raises:
-        AssemblyError: the code is no program: its length, an unknown opcode, a field that must be
-            zero, a register over r10, a jump out of the program or into a 64-bit load.  The error
-            names the instruction's index, counted in slots of eight bytes as the kernel does.
+        AssemblyError: the code is not a program: its length, an unknown opcode, a field that must
+            be zero, a register over r10, a jump out of the program or into a 64-bit load.  The
+            error names the instruction's index, counted in slots of eight bytes as the kernel
+            does.
     """
     return _Disassembler(isa.decode(bytes(code), byteorder)).run()
 

@@ -180,10 +180,10 @@ def test_other_machines_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BPFError, match="-endian, and this host is"):
         Program.from_elf(path)
     path.write_bytes(b"no ELF at all")
-    with pytest.raises(BPFError, match="is no ELF object"):
+    with pytest.raises(BPFError, match="is not an ELF object"):
         Program.from_elf(path)
     path.write_bytes(b"")
-    with pytest.raises(BPFError, match="is no ELF object"):
+    with pytest.raises(BPFError, match="is not an ELF object"):
         Program.from_elf(path)
     with pytest.raises(BPFError, match=r"can't be read .*ENOENT"):
         Program.from_elf(tmp_path / "missing.o")
