@@ -10,8 +10,7 @@ import errno
 import functools
 import socket
 
-from pykcm import _kernel, _loopback, bpf
-from pykcm.bpf import system
+from pykcm import _explain, _kernel, _loopback, bpf
 from pykcm.errors import CapabilityError, KCMOSError, UnavailableError
 
 # How long to wait for a message on the loopback interface, in seconds.
@@ -20,7 +19,7 @@ _TIMEOUT = 20.0
 
 def may_read_kernel_memory() -> bool:
     """Whether this process has what bpf_probe_read_kernel asks of a program's loader."""
-    have = system.capabilities()
+    have = _explain.capabilities()
     return "CAP_SYS_ADMIN" in have or {"CAP_BPF", "CAP_PERFMON"} <= have
 
 

@@ -113,3 +113,54 @@ def _vectors(buffers: Sequence[Buffer], *, writable: bool = False) -> Iterator[t
             for buffer in buffers
         ]
         yield ffi.new("void *[]", views), ffi.new("size_t[]", [len(view) for view in views])
+
+
+# ---- bpf(2) ----
+# Source: include/uapi/linux/bpf.h and kernel/bpf/syscall.c.
+
+
+def bpf_load(
+    code: bytes, license: bytes, name: bytes, log: bytearray | None = None, type: int | None = None
+) -> int:
+    """BPF_PROG_LOAD: the descriptor of a new program, close-on-exec.
+
+    Args:
+        code: instructions of eight bytes.
+        log: what the verifier's log is written to, with a NUL after it; None for no log.
+        type: BPF_PROG_TYPE_*; a socket filter by default.
+    """
+    kind = lib.BPF_PROG_TYPE_SOCKET_FILTER if type is None else type
+    room = ffi.from_buffer("char[]", log, require_writable=True) if log else ffi.NULL
+    size = len(log) if log else 0
+    level = 1 if log else 0
+    return _result(lib.pykcm_bpf_load(kind, code, len(code) // 8, license, name, room, size, level))
+
+
+def bpf_run(fd: int, data: bytes, repeat: int) -> tuple[int, int]:
+    """BPF_PROG_TEST_RUN: the return value, unsigned, and the mean duration in nanoseconds."""
+    result, duration = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    _result(lib.pykcm_bpf_run(fd, data, len(data), repeat, result, duration))
+    return result[0], duration[0]
+
+
+def bpf_info(fd: int, translated: int = 0) -> tuple[Any, bytes]:
+    """BPF_OBJ_GET_INFO_BY_FD of a program.
+
+    Returns:
+        struct bpf_prog_info, and so many bytes of the translated instructions.
+    """
+    info, room = ffi.new("struct bpf_prog_info *"), ffi.new("char[]", translated)
+    info.xlated_prog_insns = int(ffi.cast("uintptr_t", room))
+    info.xlated_prog_len = translated
+    _result(lib.pykcm_bpf_info(fd, info))
+    return info, bytes(ffi.buffer(room))
+
+
+def bpf_pin(fd: int, path: bytes) -> None:
+    """BPF_OBJ_PIN."""
+    _result(lib.pykcm_bpf_pin(fd, path))
+
+
+def bpf_get(path: bytes) -> int:
+    """BPF_OBJ_GET: the descriptor of what is pinned there, close-on-exec."""
+    return _result(lib.pykcm_bpf_get(path))

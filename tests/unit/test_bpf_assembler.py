@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pykcm.bpf import assemble, disassemble, instructions
+from pykcm.bpf import _instructions, assemble, disassemble
 from pykcm.errors import AssemblyError
 
 VARIANTS = [
@@ -250,7 +250,7 @@ def test_only_text_and_symbols_of_the_right_types_are_taken() -> None:
 def test_a_million_lines_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssemblyError, match="line 1000001: the text has 1000000 lines"):
         assemble("r0 = 0\n" * 1_000_000)
-    monkeypatch.setattr(instructions, "MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(_instructions, "MAX_INSTRUCTIONS", 1000)
     assemble("; ".join(["r0 = 0 ll"] * 500))
     with pytest.raises(AssemblyError, match="line 1, column 1: the program is longer than 1000 "):
         assemble("; ".join(["r0 = 0 ll"] * 501))

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from pykcm import bpf
+from pykcm import _explain, _kernel, bpf
 from pykcm._binding import lib
-from pykcm.bpf import Program, program, system, verifier
+from pykcm.bpf import Program, _load, _verifier
 from pykcm.errors import (
     AssemblyError,
     BPFError,
@@ -218,7 +218,7 @@ LOGS = [
 
 @pytest.mark.parametrize(("log", "reason", "slot"), LOGS)
 def test_logs_of_other_kernels(log: str, reason: str, slot: int | None) -> None:
-    found = verifier.complaint(log)
+    found = _verifier.complaint(log)
     assert (found.reason, found.slot) == (reason, slot)
 
 
@@ -256,7 +256,7 @@ class Kernel:
         self.results = {name: list(values) for name, values in results.items()}
         self.real = lib
         self.limits: list[tuple[int, int]] = []
-        monkeypatch.setattr(program, "lib", self)
+        monkeypatch.setattr(_kernel, "lib", self)
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.results:
@@ -274,7 +274,7 @@ class Kernel:
 def test_what_is_known_of_a_log_survives_a_failure_to_get_all_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(program, "_LOG_SIZES", (300, 1 << 20))
+    monkeypatch.setattr(_load, "_LOG_SIZES", (300, 1 << 20))
     Kernel(monkeypatch, pykcm_bpf_load=[None, None, -errno.ENOMEM])
     with pytest.raises(VerifierError) as refused:
         Program.load("r0 = 0\n" * 1000 + "r0 = r5\nexit")
@@ -293,7 +293,7 @@ def test_what_is_known_of_a_log_survives_a_failure_to_get_all_of_it(
 def test_a_program_too_big_without_a_log(
     monkeypatch: pytest.MonkeyPatch, held: set[str], count: int, words: str
 ) -> None:
-    monkeypatch.setattr(system, "capabilities", lambda: frozenset(held))
+    monkeypatch.setattr(_explain, "capabilities", lambda: frozenset(held))
     Kernel(monkeypatch, pykcm_bpf_load=[-errno.E2BIG] * 3)
     with pytest.raises(BPFError, match=words) as refused:
         Program.load("r0 = 0\n" * (count - 1) + "exit")
@@ -326,7 +326,7 @@ def test_locked_memory_is_raised_for_a_kernel_that_counts_it_and_only_then(
     Program.load(RETURN_0).close()
     assert modern.limits == [before]
     monkeypatch.undo()
-    monkeypatch.setattr(system, "may_load", lambda: True)
+    monkeypatch.setattr(_explain, "may_load", lambda: True)
     old = Kernel(monkeypatch, pykcm_bpf_load=[-errno.EPERM])
     Program.load(RETURN_0).close()
     assert old.limits[0] == before
@@ -358,9 +358,9 @@ def test_a_kernel_without_bpf_is_unavailable(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_refusal_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, held: set[str], setting: str, words: str
 ) -> None:
-    monkeypatch.setattr(system, "capabilities", lambda: frozenset(held))
-    monkeypatch.setattr(system, "_unprivileged_disabled", lambda: setting)
-    monkeypatch.setattr(system, "_initial_user_namespace", lambda: True)
+    monkeypatch.setattr(_explain, "capabilities", lambda: frozenset(held))
+    monkeypatch.setattr(_explain, "_unprivileged_disabled", lambda: setting)
+    monkeypatch.setattr(_explain, "_read", lambda path: "")
     Kernel(monkeypatch, pykcm_bpf_load=[-errno.EPERM] * 100)
     with pytest.raises(CapabilityError) as caught:
         Program.load(RETURN_0)
@@ -389,9 +389,9 @@ def test_a_process_without_capabilities_is_refused_with_the_reason() -> None:
     output = without_capabilities(
         """
 from pykcm import bpf
-from pykcm.bpf import system
+from pykcm import _explain
 from pykcm.errors import CapabilityError, VerifierError
-assert not system.capabilities()
+assert not _explain.capabilities()
 try:
     bpf.Program.load("r1 = r10; r1 += -8; r2 = 8; r3 = 0; call bpf_probe_read_kernel; exit")
 except (CapabilityError, VerifierError) as error:  # the latter if anybody may load filters
@@ -459,7 +459,7 @@ def test_a_descriptor_that_is_no_programs_is_an_error() -> None:
 
 def test_a_pin_that_is_no_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     Kernel(monkeypatch, pykcm_bpf_get=[os.open("/dev/null", os.O_RDONLY)])
-    with pytest.raises(BPFError, match="/pin is no program but /dev/null"):
+    with pytest.raises(BPFError, match="/pin is not a program but /dev/null"):
         Program.from_pin("/pin")
 
 
@@ -571,7 +571,7 @@ def test_pins_outside_a_bpf_file_system_are_explained(tmp_path: Path) -> None:
         with pytest.raises(BPFError, match="is not in a BPF file system; one is mounted by"):
             loaded.pin(tmp_path / "program")
         for path in ("", "a\0b"):
-            with pytest.raises(BPFError, match="is no path"):
+            with pytest.raises(BPFError, match="is not a path"):
                 loaded.pin(path)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BPFError, match="is not in a BPF file system"):
