@@ -16,9 +16,20 @@ DECLARATIONS = """
 #define MSG_WAITFORONE ...
 #define PYKCM_BATCH ...
 
-int pykcm_attach(int kcm_fd, int tcp_fd, int program_fd);
-int pykcm_unattach(int kcm_fd, int tcp_fd);
+int pykcm_attach(int kcm_fd, int tcp_fd, int program_fd, int *done);
+int pykcm_unattach(int kcm_fd, int tcp_fd, int *attached);
 int pykcm_clone(int kcm_fd);
+int pykcm_clone_onto(int kcm_fd, int fd);
+void pykcm_close(int *fd);
+int pykcm_dup(int *fd, int other);
+int pykcm_eventfd(int *fd);
+int pykcm_timerfd(int *fd);
+int pykcm_set_timer(int fd, long long nanoseconds);
+int pykcm_set_event(int fd, int readable);
+int pykcm_getsockopt(int fd, int level, int option, void *value, unsigned int *size);
+int pykcm_setsockopt(int fd, int level, int option, const void *value, unsigned int size);
+int pykcm_unread(int fd);
+ssize_t pykcm_copy(void *to, const void *from, size_t size);
 ssize_t pykcm_sendmsg(int fd, void *const *buffers, const size_t *lengths, int count, int flags);
 ssize_t pykcm_recvmsg(int fd, void *const *buffers, const size_t *lengths, int count, int flags,
                       int *message_flags);

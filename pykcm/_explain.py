@@ -7,7 +7,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pykcm.errors import BPFError, CapabilityError, KCMOSError, UnavailableError
+from pykcm.errors import (
+    AttachError,
+    BPFError,
+    CapabilityError,
+    KCMOSError,
+    UnavailableError,
+)
 
 
 class Row(NamedTuple):
@@ -249,3 +255,139 @@ RUN = (
     Row(None, BPFError, "{what} failed"),
 )
 """BPF_PROG_TEST_RUN: `what`."""
+
+
+# ---- AF_KCM ----
+
+OPEN = (
+    Row(
+        errno.EAFNOSUPPORT,
+        UnavailableError,
+        "this kernel has no AF_KCM; load the module (modprobe kcm), or boot a kernel built with "
+        "CONFIG_AF_KCM (Debian's stock kernels have it, its cloud kernels do not)",
+    ),
+    Row(errno.ESOCKTNOSUPPORT, KCMOSError, "a KCM socket's type is SOCK_DGRAM or SOCK_SEQPACKET"),
+    Row(
+        errno.EPERM,
+        CapabilityError,
+        "this process may not open a KCM socket; allow it in its sandbox or policy",
+    ),
+    Row(
+        errno.EACCES,
+        CapabilityError,
+        "this process may not open a KCM socket; allow it in its sandbox or policy",
+    ),
+    Row(None, KCMOSError, "the KCM socket could not be opened ({reason})"),
+)
+
+ATTACH = (
+    Row(errno.ENOENT, AttachError, "descriptor {tcp} is not an open socket"),
+    Row(errno.EBADF, AttachError, "descriptor {program}, given for the program, is not open"),
+    Row(
+        errno.EINVAL, AttachError, "descriptor {program} is not a BPF program of type socket filter"
+    ),
+    Row(
+        errno.EOPNOTSUPP,
+        AttachError,
+        "socket {tcp} is not a connected TCP socket: KCM takes TCP over IPv4 or IPv6, neither "
+        "listening nor closed, and not MPTCP",
+    ),
+    Row(
+        errno.EALREADY,
+        AttachError,
+        "TCP socket {tcp} is attached to a multiplexor already, or used by another part of the "
+        "kernel (TLS, sockmap); unattach it first",
+    ),
+    Row(
+        errno.EACCES,
+        AttachError,
+        "a security policy forbids it; under SELinux a clone has no label: attach through the "
+        "multiplexor's first socket",
+    ),
+    Row(
+        errno.EMFILE,
+        AttachError,
+        "TCP socket {tcp} was not attached, for want of a descriptor; close some, or raise "
+        "RLIMIT_NOFILE",
+    ),
+    Row(
+        errno.ENOSPC,
+        AttachError,
+        "TCP socket {tcp} was not attached, since it cannot be watched; raise "
+        "fs.epoll.max_user_watches",
+    ),
+    Row(None, AttachError, "TCP socket {tcp} was not attached ({reason})"),
+)
+
+UNATTACH = (
+    Row(
+        errno.ENOENT,
+        AttachError,
+        "TCP socket {tcp} cannot be unattached: it is not attached to this multiplexor",
+    ),
+    Row(
+        errno.EALREADY,
+        AttachError,
+        "TCP socket {tcp} cannot be unattached: it is being unattached already",
+    ),
+    Row(None, AttachError, "TCP socket {tcp} cannot be unattached ({reason})"),
+)
+
+CLONE = (
+    Row(
+        errno.EMFILE,
+        KCMOSError,
+        "the KCM socket was not cloned, for want of a descriptor; close some, or raise "
+        "RLIMIT_NOFILE",
+    ),
+    Row(None, KCMOSError, "the KCM socket was not cloned ({reason})"),
+)
+
+_CLOSED = Row(errno.EBADF, KCMOSError, "the KCM socket is closed")
+
+RECEIVE = (
+    _CLOSED,
+    Row(None, KCMOSError, "a receive on the KCM socket failed ({reason})"),
+)
+
+SEND = (
+    _CLOSED,
+    Row(None, KCMOSError, "the message was not sent ({reason})"),
+)
+
+CONTINUE = (
+    Row(
+        None,
+        KCMOSError,
+        "a message that was begun with MSG_MORE is gone, nothing of it was sent; send all of it "
+        "again ({reason})",
+    ),
+)
+
+EMPTY = (
+    Row(
+        None,
+        KCMOSError,
+        "a message of 0 bytes does not exist for KCM: the kernel would drop it in silence; a "
+        "framing's shortest message is its header",
+    ),
+)
+
+MORE = (Row(None, KCMOSError, "MSG_MORE begins one message; it can't be used with several"),)
+
+OPEN_MESSAGE = (
+    Row(
+        None,
+        KCMOSError,
+        "a message was begun with MSG_MORE; end it by a send without MSG_MORE first",
+    ),
+)
+
+HELD_BACK = (
+    Row(
+        None,
+        KCMOSError,
+        "messages are held back by MSG_BATCH, and the socket has been shared since, so that only "
+        "a send without MSG_BATCH can hand them over",
+    ),
+)

@@ -19,18 +19,14 @@
 #include <structmember.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -49,6 +45,9 @@
 #define PATIENCE_MESSAGES 128
 #define PATIENCE_SECONDS 0.05
 
+/* How many reports of ends are kept, the newest. */
+#define MOST_EVENTS 4096
+
 /* How long asynchronous calls that never wait go on before they let other tasks run, in seconds. */
 #define TURN 0.002
 
@@ -60,8 +59,8 @@ static void count_fork(void) { forks++; }
 static void count_generation(void) { generation++; }
 
 /* What pykcm._messages gives: what makes the exception for an errno and for a bad argument, what
- * makes bytes of another buffer, and the exception for a message that was cut. */
-static PyObject *make_error, *make_argument_error, *make_bytes, *truncated_type;
+ * makes bytes of another buffer, and the exceptions for a message that was cut and for the end. */
+static PyObject *make_error, *make_argument_error, *make_bytes, *truncated_type, *disconnected_type;
 
 /* Put a new reference in the place of an old one. */
 #define REPLACE(place, object) \
@@ -93,119 +92,6 @@ static void raise_error(const char *operation, int number)
 {
 	raise(PyObject_CallFunction(make_error, "si", operation, number));
 }
-
-/* ---- Descriptor: one owner for a number ---- */
-
-typedef struct {
-	PyObject_HEAD
-	int fd;
-} Descriptor;
-
-static PyTypeObject *descriptor_type;
-
-static PyObject *descriptor_new(PyTypeObject *type, int fd)
-{
-	Descriptor *self;
-
-	if (fd < 0)
-		return PyErr_SetFromErrno(PyExc_OSError);
-	self = (Descriptor *)PyType_GenericAlloc(type, 0);
-	if (!self) {
-		close(fd);
-		return NULL;
-	}
-	self->fd = fd;
-	return (PyObject *)self;
-}
-
-static PyObject *descriptor_dup(PyObject *type, PyObject *number)
-{
-	long fd = PyLong_AsLong(number);
-
-	if (fd == -1 && PyErr_Occurred())
-		return NULL;
-	if (fd < 0 || fd > INT_MAX) {
-		errno = EBADF;
-		return PyErr_SetFromErrno(PyExc_OSError);
-	}
-	return descriptor_new((PyTypeObject *)type, fcntl((int)fd, F_DUPFD_CLOEXEC, 0));
-}
-
-static PyObject *descriptor_event(PyObject *type, PyObject *unused)
-{
-	return descriptor_new((PyTypeObject *)type, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-}
-
-static PyObject *descriptor_timer(PyObject *type, PyObject *unused)
-{
-	return descriptor_new((PyTypeObject *)type,
-			      timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
-}
-
-static PyObject *descriptor_set(Descriptor *self, PyObject *value)
-{
-	struct itimerspec time = { { 0, 0 }, { 0, 0 } };
-	double seconds = PyFloat_AsDouble(value);
-
-	if (seconds == -1.0 && PyErr_Occurred())
-		return NULL;
-	if (seconds > 0) {
-		time.it_value.tv_sec = (time_t)seconds;
-		time.it_value.tv_nsec = (long)((seconds - (double)time.it_value.tv_sec) * 1e9);
-		if (!time.it_value.tv_sec && !time.it_value.tv_nsec)
-			time.it_value.tv_nsec = 1;
-	}
-	if (timerfd_settime(self->fd, 0, &time, NULL) < 0)
-		return PyErr_SetFromErrno(PyExc_OSError);
-	Py_RETURN_NONE;
-}
-
-static PyObject *descriptor_fileno(Descriptor *self, PyObject *unused)
-{
-	return PyLong_FromLong(self->fd);
-}
-
-static PyObject *descriptor_close(Descriptor *self, PyObject *unused)
-{
-	int fd = self->fd;
-
-	self->fd = -1;
-	if (fd >= 0)
-		close(fd);
-	Py_RETURN_NONE;
-}
-
-static void descriptor_dealloc(Descriptor *self)
-{
-	PyTypeObject *type = Py_TYPE(self);
-
-	if (self->fd >= 0)
-		close(self->fd);
-	PyObject_Free(self);
-	Py_DECREF(type);
-}
-
-static PyMethodDef descriptor_methods[] = {
-	{ "dup", descriptor_dup, METH_O | METH_CLASS, "Another number for a descriptor's file, close-on-exec." },
-	{ "event", descriptor_event, METH_NOARGS | METH_CLASS, "A new eventfd(2)." },
-	{ "timer", descriptor_timer, METH_NOARGS | METH_CLASS, "A new timerfd(2)." },
-	{ "set", (PyCFunction)descriptor_set, METH_O, "Have a timer expire in so many seconds; 0 or less for never." },
-	{ "fileno", (PyCFunction)descriptor_fileno, METH_NOARGS, "Its number, -1 when closed." },
-	{ "close", (PyCFunction)descriptor_close, METH_NOARGS, "Close it, once." },
-	{ NULL, NULL, 0, NULL },
-};
-
-static PyType_Slot descriptor_slots[] = {
-	{ Py_tp_doc, "A descriptor that is closed with its object." },
-	{ Py_tp_dealloc, descriptor_dealloc },
-	{ Py_tp_methods, descriptor_methods },
-	{ 0, NULL },
-};
-
-static PyType_Spec descriptor_spec = {
-	"pykcm._fastpath.Descriptor", sizeof(Descriptor), 0,
-	Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, descriptor_slots,
-};
 
 /* ---- What a Port holds ---- */
 
@@ -369,6 +255,7 @@ typedef struct {
 	int observed, telling, waiting;
 	int patience;
 	double look_at, turn;
+	struct queue events; /* what is reported of transports that have ended */
 } Port;
 
 static PyTypeObject *port_type;
@@ -769,7 +656,7 @@ static int port_send_batch(Port *port, PyObject *list, Py_ssize_t *at, int flags
 
 /* ---- A call, whichever way it waits ---- */
 
-enum kind { RECV, RECV_MANY, RECV_THROUGH, SEND, SEND_MANY };
+enum kind { EVENT, RECV, RECV_MANY, RECV_THROUGH, SEND, SEND_MANY };
 
 struct call {
 	enum kind kind;
@@ -951,6 +838,34 @@ static int attempt_receive(struct call *call, PyObject **result)
 	return *result ? 1 : -1;
 }
 
+/* Whether a watched Port has no transport; with an exception that says so, or another. */
+static int is_over(struct call *call)
+{
+	Port *port = call->port;
+
+	if (!port->watched || port->attached)
+		return 0;
+	if (owner_does(call->owner, "_look") < 0)
+		return 1;
+	if (port->attached || (call->kind < SEND && port->inbox.count))
+		return 0;
+	owner_raises(call->owner, "_unattached", NULL);
+	return 1;
+}
+
+/* The next report of a transport's end. */
+static int attempt_event(struct call *call, PyObject **result)
+{
+	struct queue *events = &call->port->events;
+
+	if (look_now_and_then(call) < 0 || owner_does(call->owner, "_look_for_ends") < 0 ||
+	    PyErr_CheckSignals() < 0)
+		return -1;
+	if (events->count)
+		*result = queue_pop(events);
+	return *result != NULL;
+}
+
 static int attempt_send(struct call *call, PyObject **result)
 {
 	Port *port = call->port;
@@ -958,10 +873,8 @@ static int attempt_send(struct call *call, PyObject **result)
 
 	if (look_now_and_then(call) < 0)
 		return -1;
-	if (port->watched && !port->attached && !port->queueing) {
-		owner_raises(call->owner, "_unattached", NULL);
+	if (!port->queueing && is_over(call))
 		done = -1;
-	}
 	if (call->kind == SEND) {
 		if (done > 0)
 			done = port_send(port, call->data, call->flags);
@@ -985,7 +898,9 @@ static int attempt_send(struct call *call, PyObject **result)
 static int attempt(struct call *call, PyObject **result)
 {
 	*result = NULL;
-	return call->kind >= SEND ? attempt_send(call, result) : attempt_receive(call, result);
+	return call->kind == EVENT ? attempt_event(call, result) :
+	       call->kind < SEND   ? attempt_receive(call, result) :
+				     attempt_send(call, result);
 }
 
 /* ---- Waiting in a thread ---- */
@@ -995,8 +910,9 @@ static int attempt(struct call *call, PyObject **result)
 static int wait_to_receive(struct call *call, double deadline)
 {
 	Port *port = call->port;
-	struct pollfd fds[3] = { { port->fd, POLLIN, 0 }, { port->watch, POLLIN, 0 },
+	struct pollfd fds[3] = { { port->watch, POLLIN, 0 }, { port->fd, POLLIN, 0 },
 				 { port->told, POLLIN, 0 } };
+	int only_events = call->kind == EVENT, first = !port->watched;
 	double left = deadline - now();
 	int ready;
 
@@ -1005,7 +921,7 @@ static int wait_to_receive(struct call *call, double deadline)
 	port->waiting++;
 	port_tell(port);
 	Py_BEGIN_ALLOW_THREADS
-	ready = poll(fds, port->watched ? 3 : 1,
+	ready = poll(fds + first, only_events ? 1 : 3 - first,
 		     isinf(left) ? -1 : left < 0 ? 0 : left > 1e6 ? 1000000000 : (int)ceil(left * 1e3));
 	Py_END_ALLOW_THREADS
 	port->waiting--;
@@ -1015,7 +931,8 @@ static int wait_to_receive(struct call *call, double deadline)
 	}
 	if (ready < 0)
 		return PyErr_CheckSignals() < 0 ? -1 : 1;
-	if (ready > 0 && port->watched && fds[1].revents && owner_does(call->owner, "_look") < 0)
+	if (ready > 0 && port->watched && fds[0].revents && !only_events &&
+	    owner_does(call->owner, "_look") < 0)
 		return -1;
 	return ready || now() < deadline;
 }
@@ -1029,8 +946,9 @@ static PyObject *too_late(struct call *call, int blocking)
 		raise_error(call->kind >= SEND ? "send" : "receive", EAGAIN);
 	else
 		PyErr_SetString(PyExc_TimeoutError,
-				call->kind >= SEND ? "timed out: no transport took the message" :
-						     "timed out: no message came");
+				call->kind == EVENT ? "timed out: no transport ended" :
+				call->kind < SEND   ? "timed out: no message came" :
+						      "timed out: no transport took the message");
 	return NULL;
 }
 
@@ -1063,10 +981,10 @@ static PyObject *drive(struct call *call, PyObject *timeout)
 
 		if (done)
 			return done > 0 ? result : NULL;
-		if (call->port->watched && !call->port->attached && call->kind < SEND) {
-			owner_raises(call->owner, "_unattached", NULL);
+		if (call->kind != EVENT && call->kind < SEND && is_over(call))
 			return NULL;
-		}
+		if (call->kind < SEND && call->kind != EVENT && call->port->inbox.count)
+			continue;
 		if (seconds < 0 && blocking) {
 			PyObject *own = PyObject_CallMethod(call->owner, "gettimeout", NULL);
 
@@ -1108,6 +1026,7 @@ typedef struct {
 	struct call call;
 	PyObject *inner; /* the coroutine that waits now */
 	int begun, ended;
+	int iterating; /* `async for`, which the end of all transports ends */
 } Operation;
 
 static PyTypeObject *operation_type;
@@ -1158,13 +1077,17 @@ static PySendResult operation_send(PyObject *object, PyObject *value, PyObject *
 		}
 		if (done < 0)
 			goto failed;
-		if (port->watched && !port->attached && call->kind < SEND) {
-			owner_raises(call->owner, "_unattached", NULL);
+		if (call->kind != EVENT && call->kind < SEND && is_over(call))
 			goto failed;
-		}
+		if (call->kind != EVENT && call->kind < SEND && port->inbox.count)
+			continue;
 		if (!call->waiter &&
 		    !(call->waiter = PyObject_CallMethod(
-			      call->owner, call->kind >= SEND ? "_send_steps" : "_receive_steps", NULL)))
+			      call->owner,
+			      call->kind >= SEND     ? "_send_steps" :
+			      call->kind == EVENT ? "_event_steps" :
+						    "_receive_steps",
+			      NULL)))
 			goto failed;
 		if (!(self->inner = PyObject_CallMethod(call->owner, "_await", "O", call->waiter)))
 			goto failed;
@@ -1172,6 +1095,10 @@ static PySendResult operation_send(PyObject *object, PyObject *value, PyObject *
 failed:
 	self->ended = 1;
 	Py_CLEAR(call->waiter);
+	if (self->iterating && PyErr_ExceptionMatches(disconnected_type)) {
+		PyErr_Clear();
+		PyErr_SetNone(PyExc_StopAsyncIteration);
+	}
 	return PYGEN_ERROR;
 }
 
@@ -1277,7 +1204,7 @@ static void operation_dealloc(Operation *self)
 	Py_DECREF(type);
 }
 
-static PyObject *operation_await(PyObject *self)
+static PyObject *itself(PyObject *self)
 {
 	return Py_NewRef(self);
 }
@@ -1294,9 +1221,9 @@ static PyType_Slot operation_slots[] = {
 	{ Py_tp_dealloc, operation_dealloc },
 	{ Py_tp_traverse, operation_traverse },
 	{ Py_tp_clear, operation_clear },
-	{ Py_tp_iter, operation_await },
+	{ Py_tp_iter, itself },
 	{ Py_tp_iternext, operation_next },
-	{ Py_am_await, operation_await },
+	{ Py_am_await, itself },
 	{ Py_am_send, operation_send },
 	{ Py_tp_methods, operation_methods },
 	{ 0, NULL },
@@ -1553,6 +1480,47 @@ static PyObject *both_arecv(FAST)
 	return finish_later(&call, begin_recv(&call, owner, NULL, NULL));
 }
 
+static PyObject *both_anext(PyObject *owner)
+{
+	struct call call = { 0 };
+	PyObject *operation = finish_later(&call, begin_recv(&call, owner, NULL, NULL));
+
+	if (operation)
+		((Operation *)operation)->iterating = 1;
+	return operation;
+}
+
+static PyObject *multiplexor_next(PyObject *owner)
+{
+	struct call call = { 0 };
+	PyObject *message = finish(&call, begin_recv(&call, owner, NULL, NULL), Py_None);
+
+	if (!message && PyErr_ExceptionMatches(disconnected_type))
+		PyErr_Clear();
+	return message;
+}
+
+static PyObject *multiplexor_wait_disconnection(FAST)
+{
+	static const char *const known[] = { "timeout", NULL };
+	PyObject *values[1];
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 1, 0, values) < 0)
+		return NULL;
+	return finish(&call, begin(&call, EVENT, owner, NULL), values[0] ? values[0] : Py_None);
+}
+
+static PyObject *multiplexor_await_disconnection(FAST)
+{
+	static const char *const known[] = { NULL };
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 0, 0, NULL) < 0)
+		return NULL;
+	return finish_later(&call, begin(&call, EVENT, owner, NULL));
+}
+
 static PyObject *both_arecv_many(FAST)
 {
 	static const char *const known[] = { "limit", NULL };
@@ -1648,11 +1616,26 @@ static PyMethodDef multiplexor_methods[] = {
 	{ "recv_many", FASTCALL(multiplexor_recv_many), MULTIPLEXOR_RECV_MANY_DOC },
 	{ "send", FASTCALL(multiplexor_send), MULTIPLEXOR_SEND_DOC },
 	{ "send_many", FASTCALL(multiplexor_send_many), MULTIPLEXOR_SEND_MANY_DOC },
+	{ "wait_disconnection", FASTCALL(multiplexor_wait_disconnection), WAIT_DISCONNECTION_DOC },
+	{ "await_disconnection", FASTCALL(multiplexor_await_disconnection), AWAIT_DISCONNECTION_DOC },
 	BOTH_METHODS,
 };
 
-static PyType_Slot socket_slots[] = { { Py_tp_methods, socket_methods }, { 0, NULL } };
-static PyType_Slot multiplexor_slots[] = { { Py_tp_methods, multiplexor_methods }, { 0, NULL } };
+static PyType_Slot socket_slots[] = {
+	{ Py_tp_methods, socket_methods },
+	{ Py_am_aiter, itself },
+	{ Py_am_anext, both_anext },
+	{ 0, NULL },
+};
+
+static PyType_Slot multiplexor_slots[] = {
+	{ Py_tp_methods, multiplexor_methods },
+	{ Py_tp_iter, itself },
+	{ Py_tp_iternext, multiplexor_next },
+	{ Py_am_aiter, itself },
+	{ Py_am_anext, both_anext },
+	{ 0, NULL },
+};
 
 static PyType_Spec socket_spec = {
 	"pykcm._fastpath.SocketCalls", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, socket_slots,
@@ -1695,6 +1678,8 @@ static void port_dealloc(Port *self)
 
 	queue_clear(&self->inbox);
 	PyMem_Free(self->inbox.items);
+	queue_clear(&self->events);
+	PyMem_Free(self->events.items);
 	while (self->pending) {
 		struct batch *batch = self->pending;
 
@@ -1720,6 +1705,28 @@ static PyObject *port_pull(Port *self, PyObject *unused)
 		return NULL;
 	port_tell(self);
 	return PyBool_FromLong(received);
+}
+
+/* Keep a report for whoever asks; once, however often it is given. */
+static PyObject *port_report(Port *self, PyObject *report)
+{
+	struct queue *events = &self->events;
+
+	for (size_t i = 0; i < events->count; i++)
+		if (events->items[(events->head + i) % events->size] == report)
+			Py_RETURN_NONE;
+	if (queue_reserve(events, 1) < 0)
+		return NULL;
+	if (events->count >= MOST_EVENTS)
+		Py_DECREF(queue_pop(events));
+	queue_push(events, Py_NewRef(report));
+	Py_RETURN_NONE;
+}
+
+/* A Port is an iterator of its reports. */
+static PyObject *port_next(Port *self)
+{
+	return self->events.count ? queue_pop(&self->events) : NULL;
 }
 
 static PyObject *port_tell_method(Port *self, PyObject *unused)
@@ -1774,6 +1781,7 @@ static PyObject *port_forked(Port *self, void *unused)
 
 static PyMethodDef port_methods[] = {
 	{ "pull", (PyCFunction)port_pull, METH_NOARGS, "Receive into the Port; whether there was a message." },
+	{ "report", (PyCFunction)port_report, METH_O, "Keep a report, once." },
 	{ "tell", (PyCFunction)port_tell_method, METH_NOARGS, "Set or clear what tells of messages in the Port." },
 	{ "push", (PyCFunction)port_push, METH_NOARGS, "Hand over what is held back, as far as there is room." },
 	{ NULL, NULL, 0, NULL },
@@ -1819,6 +1827,8 @@ static PyType_Slot port_slots[] = {
 	{ Py_tp_methods, port_methods },
 	{ Py_tp_getset, port_getset },
 	{ Py_tp_members, port_members },
+	{ Py_tp_iter, itself },
+	{ Py_tp_iternext, port_next },
 	{ 0, NULL },
 };
 
@@ -1830,20 +1840,21 @@ static PyType_Spec port_spec = {
 
 static PyObject *setup(PyObject *module, PyObject *args)
 {
-	PyObject *error, *argument, *bytes, *truncated;
+	PyObject *error, *argument, *bytes, *truncated, *disconnected;
 
-	if (!PyArg_ParseTuple(args, "OOOO", &error, &argument, &bytes, &truncated))
+	if (!PyArg_ParseTuple(args, "OOOOO", &error, &argument, &bytes, &truncated, &disconnected))
 		return NULL;
 	REPLACE(make_error, Py_NewRef(error));
 	REPLACE(make_argument_error, Py_NewRef(argument));
 	REPLACE(make_bytes, Py_NewRef(bytes));
 	REPLACE(truncated_type, Py_NewRef(truncated));
+	REPLACE(disconnected_type, Py_NewRef(disconnected));
 	Py_RETURN_NONE;
 }
 
 static PyMethodDef module_methods[] = {
 	{ "setup", setup, METH_VARARGS,
-	  "setup(make_error, make_argument_error, make_bytes, truncated_type): what is Python's part." },
+	  "setup(make_error, make_argument_error, make_bytes, truncated_type, disconnected_type)" },
 	{ NULL, NULL, 0, NULL },
 };
 
@@ -1866,8 +1877,7 @@ PyMODINIT_FUNC PyInit__fastpath(void)
 
 	if (!module)
 		return NULL;
-	if (!(descriptor_type = add_type(module, "Descriptor", &descriptor_spec)) ||
-	    !(port_type = add_type(module, "Port", &port_spec)) ||
+	if (!(port_type = add_type(module, "Port", &port_spec)) ||
 	    !(operation_type = add_type(module, "Operation", &operation_spec)) ||
 	    !add_type(module, "SocketCalls", &socket_spec) ||
 	    !add_type(module, "MultiplexorCalls", &multiplexor_spec)) {

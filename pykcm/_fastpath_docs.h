@@ -132,3 +132,17 @@
 #define RECVMSG_INTO_DOC \
 	SIGNATURE("recvmsg_into($self, buffers, ancbufsize=0, flags=0)") \
 	"As `recvmsg`, into several buffers, filled one after the other."
+
+#define WAIT_DISCONNECTION_DOC \
+	SIGNATURE("wait_disconnection($self, timeout=None)") \
+	"Wait until a transport has ended, without receiving: for the parent of workers.\n\n" \
+	"Returns:\n" \
+	"    A `Disconnection`; each end is returned once, by this or by `disconnections`.\n\n" \
+	"Raises:\n" \
+	"    TimeoutError: none did in time.\n" \
+	"    KCMOSError: EBUSY, this object receives messages itself, or has received some that were\n" \
+	"        not read; set `socket.recv_disabled`, and receive on clones."
+
+#define AWAIT_DISCONNECTION_DOC \
+	SIGNATURE("await_disconnection($self)") \
+	"As `wait_disconnection`, on asyncio or Trio."

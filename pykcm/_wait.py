@@ -111,12 +111,21 @@ async def apause(wait: Wait) -> None:
         ) from error
 
 
-async def arun(steps: Steps[T]) -> T:
-    """Drive a call in a task; to end it, use the event loop's own time-outs."""
+async def arun(steps: Steps[T], timeout: float | None = None) -> T:
+    """Drive a call in a task; see `run`."""
+    deadline = deadline_after(timeout)
     await checkpoint()
     try:
+        wait = next(steps)
         while True:
-            await apause(next(steps))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                wait = steps.throw(TimeoutError())
+                continue
+            if left < math.inf and (wait.again is None or wait.again > left):
+                wait = Wait(wait.fd, left)
+            await apause(wait)
+            wait = next(steps)
     except StopIteration as end:
         result: T = end.value
         return result

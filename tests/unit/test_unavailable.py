@@ -10,12 +10,13 @@ import sys
 import pytest
 
 import pykcm
-from pykcm import _features, statistics
+from pykcm import _binding, statistics
+from pykcm._explain import OPEN, explain
 
 
 def has_kcm() -> bool:
     try:
-        socket.socket(pykcm._binding.lib.AF_KCM, socket.SOCK_DGRAM).close()
+        socket.socket(_binding.lib.AF_KCM, socket.SOCK_DGRAM).close()
     except OSError:
         return False
     return True
@@ -23,7 +24,7 @@ def has_kcm() -> bool:
 
 def test_a_kernel_without_kcm() -> None:
     if has_kcm():
-        error = _features.explain_open(OSError(errno.EAFNOSUPPORT, "Address family not supported"))
+        error = explain(OSError(errno.EAFNOSUPPORT, "not supported"), OPEN)
     else:
         with pytest.raises(pykcm.UnavailableError) as info:
             pykcm.KCMSocket()
@@ -37,7 +38,7 @@ def test_a_kernel_without_kcm() -> None:
 
 
 def test_a_wrong_type() -> None:
-    error = _features.explain_open(OSError(errno.ESOCKTNOSUPPORT, "Socket type not supported"))
+    error = explain(OSError(errno.ESOCKTNOSUPPORT, "not supported"), OPEN)
     assert error.errno == errno.ESOCKTNOSUPPORT
     assert "SOCK_SEQPACKET" in str(error)
 
