@@ -115,7 +115,9 @@ class Drain:
             proven = self._has_served(transport.mark) if nobody_waits is None else nobody_waits
             if transport.left == 0 and proven:
                 ready.append(transport)
-            elif transport.left and proven and self._is_given_up(transport):
+            elif not proven:
+                transport.since = 0.0
+            elif transport.left and self._is_given_up(transport):
                 transport.cut = max(transport.cut, transport.left)
                 ready.append(transport)
         if nobody_waits is False:
@@ -133,7 +135,7 @@ class Drain:
             transport.left = left
             transport.mark = None
             transport.stalls = 0
-            transport.since = time.monotonic()
+            transport.since = 0.0
         if left and not transport.urgent:
             transport.urgent = _tcp.has_urgent_data(transport.fd)
 
@@ -141,6 +143,7 @@ class Drain:
         """Whether bytes that stay, though no message waits, will stay for ever."""
         if transport.stopped:
             return True
+        transport.since = transport.since or time.monotonic()
         unmoved = time.monotonic() - transport.since
         if transport.target is not None:  # it lives: what it takes off TCP now would be lost
             return unmoved > 10 * _UNMOVED

@@ -38,7 +38,10 @@
 #define BATCH 64
 
 /* From this size on a message is received into its bytes object, in bytes: a copy costs more. */
-#define LARGE 4096
+#define LARGE 8192
+
+/* Up to this size, in bytes, Python's own allocator serves an object; above it malloc. */
+#define SMALL 400
 
 /* How many messages a watched port lets pass, and how long in seconds, before it looks after the
  * transports without need. */
@@ -61,6 +64,9 @@ static void count_generation(void) { generation++; }
 /* What pykcm._messages gives: what makes the exception for an errno and for a bad argument, what
  * makes bytes of another buffer, and the exceptions for a message that was cut and for the end. */
 static PyObject *make_error, *make_argument_error, *make_bytes, *truncated_type, *disconnected_type;
+
+/* The name by which owners have their Port, interned: else each look-up walks through the classes. */
+static PyObject *port_name;
 
 /* Put a new reference in the place of an old one. */
 #define REPLACE(place, object) \
@@ -101,6 +107,12 @@ struct queue {
 	size_t size, head, count;
 };
 
+/* The size is a power of two. */
+static PyObject *queue_at(struct queue *queue, size_t at)
+{
+	return queue->items[(queue->head + at) & (queue->size - 1)];
+}
+
 static int queue_reserve(struct queue *queue, size_t more)
 {
 	size_t size = queue->size ? queue->size : BATCH;
@@ -116,7 +128,7 @@ static int queue_reserve(struct queue *queue, size_t more)
 		return -1;
 	}
 	for (size_t i = 0; i < queue->count; i++)
-		items[i] = queue->items[(queue->head + i) % queue->size];
+		items[i] = queue_at(queue, i);
 	PyMem_Free(queue->items);
 	queue->items = items;
 	queue->size = size;
@@ -127,7 +139,7 @@ static int queue_reserve(struct queue *queue, size_t more)
 /* There must be room; takes the reference. */
 static void queue_push(struct queue *queue, PyObject *item)
 {
-	queue->items[(queue->head + queue->count++) % queue->size] = item;
+	queue->items[(queue->head + queue->count++) & (queue->size - 1)] = item;
 }
 
 static PyObject *queue_front(struct queue *queue)
@@ -139,7 +151,7 @@ static PyObject *queue_pop(struct queue *queue)
 {
 	PyObject *item = queue_front(queue);
 
-	queue->head = (queue->head + 1) % queue->size;
+	queue->head = (queue->head + 1) & (queue->size - 1);
 	queue->count--;
 	return item;
 }
@@ -156,11 +168,24 @@ struct batch {
 	char *memory;
 	size_t size, room;
 	int count, at; /* messages in it, and how many of those were made objects of */
-	unsigned int lengths[BATCH];
+	int parts;     /* the kernel hands out in parts what has no room: MSG_EOR tells a part from the last */
 	PyObject *objects[BATCH]; /* the message itself, where it was received into its object */
-	char whole[BATCH];
-	char ends[BATCH]; /* the kernel says that a message ends here */
+	struct mmsghdr headers[BATCH]; /* for recvmmsg, the first `prepared` made for this room */
+	struct iovec vectors[2 * BATCH];
+	int prepared;
 };
+
+/* The length of message i, and whether its end was received. */
+static size_t batch_length(struct batch *batch, int i)
+{
+	return batch->headers[i].msg_len;
+}
+
+static int batch_ends(struct batch *batch, int i)
+{
+	return batch->parts ? batch->headers[i].msg_hdr.msg_flags & MSG_EOR :
+			      batch_length(batch, i) < batch->room;
+}
 
 /* Batches that nobody uses; one for each thread that receives at the same time is enough for all
  * Ports, since a batch is empty again before its call returns. */
@@ -210,9 +235,14 @@ static struct batch *batch_new(size_t room, int *count)
 	}
 	madvise(memory, batch->size, MADV_NOHUGEPAGE);
 	batch->memory = memory;
+	batch->room = 0;
+	memset(batch->objects, 0, sizeof(batch->objects));
 found:
 	batch->next = NULL;
-	batch->room = room;
+	if (batch->room != room) {
+		batch->room = room;
+		batch->prepared = 0;
+	}
 	batch->count = batch->at = 0;
 	return batch;
 }
@@ -235,6 +265,7 @@ typedef struct {
 	PyObject *part;        /* the beginning of a message that the kernel hands out in parts */
 	size_t last, expected; /* bytes of the last message; and of the next, if they are alike */
 	int burst;             /* how many messages the last receive brought */
+	PyObject *guard;       /* see take_fetched */
 	int ahead;             /* how many messages to receive at once, however few are asked for */
 	unsigned long long taken, empty; /* messages received; how often none was there */
 
@@ -288,7 +319,7 @@ static void port_inherit(Port *port)
 /* The owner's Port, a new reference. */
 static Port *port_of(PyObject *owner)
 {
-	PyObject *port = PyObject_GetAttrString(owner, "_port");
+	PyObject *port = PyObject_GetAttr(owner, port_name);
 
 	if (!port)
 		return NULL;
@@ -315,6 +346,29 @@ static void port_tell(Port *port)
 
 /* ---- Receiving ---- */
 
+/* Message i of a batch, as the inbox has it; NULL with an exception. */
+static PyObject *port_message(Port *port, struct batch *batch, int i)
+{
+	PyObject *item = batch->objects[i], *joined;
+
+	if (item)
+		batch->objects[i] = NULL;
+	else
+		item = PyBytes_FromStringAndSize(batch->memory + i * batch->room,
+						 batch_length(batch, i));
+	if (item && port->part) {
+		joined = PySequence_Concat(port->part, item);
+		Py_DECREF(item);
+		item = joined;
+	}
+	if (item && !batch->parts && !batch_ends(batch, i)) {
+		joined = PyTuple_Pack(1, item);
+		Py_DECREF(item);
+		item = joined;
+	}
+	return item;
+}
+
 /* Make bytes objects of what was received; the rest stays where it is if memory is short. */
 static int port_convert(Port *port)
 {
@@ -323,37 +377,17 @@ static int port_convert(Port *port)
 	while ((batch = port->pending)) {
 		if (queue_reserve(&port->inbox, batch->count - batch->at) < 0)
 			return -1;
-		while (batch->at < batch->count) {
-			int i = batch->at;
-			PyObject *item = batch->objects[i];
+		for (; batch->at < batch->count; batch->at++) {
+			PyObject *item = port_message(port, batch, batch->at);
 
-			if (!item)
-				item = PyBytes_FromStringAndSize(batch->memory + i * batch->room,
-								 batch->lengths[i]);
-			batch->objects[i] = NULL;
-			if (item && port->part) {
-				PyObject *joined = PySequence_Concat(port->part, item);
-
-				Py_DECREF(item);
-				item = joined;
-			}
-			if (item && !batch->whole[i] && port->keeps_rest && port->seqpacket) {
-				if (!batch->ends[i]) { /* more of it comes with the next receive */
-					REPLACE(port->part, item);
-					batch->at++;
-					continue;
-				}
-			} else if (item && !batch->whole[i]) {
-				PyObject *cut = PyTuple_Pack(1, item);
-
-				Py_DECREF(item);
-				item = cut;
-			}
 			if (!item)
 				return -1;
+			if (!batch_ends(batch, batch->at) && batch->parts) {
+				REPLACE(port->part, item); /* more of it comes with the next */
+				continue;
+			}
 			Py_CLEAR(port->part);
 			queue_push(&port->inbox, item);
-			batch->at++;
 		}
 		port->pending = batch->next;
 		batch_spare(batch);
@@ -361,58 +395,68 @@ static int port_convert(Port *port)
 	return 0;
 }
 
-/*
- * Prepare to receive count messages: each into its place in the batch; or, when large ones of the
- * same length have come, each straight into an object of that length, and what exceeds it into its
- * place.
- */
-static void batch_prepare(struct batch *batch, int count, size_t expected, int objects,
-			  struct mmsghdr *headers, struct iovec *vectors)
+/* Prepare to receive count messages, each into its place in the batch. */
+static void batch_prepare(struct batch *batch, int count)
 {
-	memset(headers, 0, count * sizeof(*headers));
+	memset(batch->headers, 0, count * sizeof(*batch->headers));
 	for (int i = 0; i < count; i++) {
-		char *place = batch->memory + i * batch->room;
-		struct iovec *vector = vectors + 2 * i;
+		batch->vectors[2 * i] =
+			(struct iovec){ batch->memory + i * batch->room, batch->room };
+		batch->headers[i].msg_hdr.msg_iov = batch->vectors + 2 * i;
+		batch->headers[i].msg_hdr.msg_iovlen = 1;
+	}
+	batch->prepared = count;
+}
 
-		batch->objects[i] = i < objects ? PyBytes_FromStringAndSize(NULL, expected) : NULL;
-		if (batch->objects[i]) {
-			*vector++ = (struct iovec){ PyBytes_AsString(batch->objects[i]), expected };
-			*vector++ = (struct iovec){ place + expected, batch->room - expected };
-		} else {
+/* Have the first messages be received each straight into an object of the length that is expected,
+ * and only what exceeds it into its place. */
+static void batch_expect(struct batch *batch, int objects, size_t expected)
+{
+	batch->prepared = 0;
+	for (int i = 0; i < objects; i++) {
+		struct iovec *vector = batch->vectors + 2 * i;
+
+		batch->objects[i] = PyBytes_FromStringAndSize(NULL, expected);
+		if (!batch->objects[i]) {
 			PyErr_Clear(); /* then without */
-			*vector++ = (struct iovec){ place, batch->room };
+			return;
 		}
-		headers[i].msg_hdr.msg_iov = vectors + 2 * i;
-		headers[i].msg_hdr.msg_iovlen = vector - (vectors + 2 * i);
+		vector[0] = (struct iovec){ PyBytes_AsString(batch->objects[i]), expected };
+		vector[1] = (struct iovec){ batch->memory + i * batch->room + expected,
+					    batch->room - expected };
+		batch->headers[i].msg_hdr.msg_iovlen = 2;
 	}
 }
 
 /* Keep the objects that messages fill; give up the others, after a copy of what they hold. */
-static void batch_settle(struct batch *batch, int count, int received, size_t expected)
+static void batch_settle(struct batch *batch, int objects, int received, size_t expected)
 {
-	for (int i = 0; i < count; i++) {
+	for (int i = 0; i < objects; i++) {
 		PyObject *object = batch->objects[i];
+		size_t length;
 
-		if (!object || (i < received && batch->lengths[i] == expected))
-			continue;
-		if (i < received)
+		if (!object)
+			return;
+		if (i < received) {
+			length = batch_length(batch, i);
+			if (length == expected)
+				continue;
 			memcpy(batch->memory + i * batch->room, PyBytes_AsString(object),
-			       batch->lengths[i] < expected ? batch->lengths[i] : expected);
+			       length < expected ? length : expected);
+		}
 		batch->objects[i] = NULL;
 		Py_DECREF(object);
 	}
 }
 
 /*
- * One receive of up to count messages into the Port.  Returns 1 when there were any, 0 when none
+ * One receive of up to count messages, which are then port->pending.  Returns how many, 0 when none
  * is there, -1 with an exception.
  */
-static int port_receive(Port *port, int count, size_t room)
+static int port_fetch(Port *port, int count, size_t room)
 {
-	struct mmsghdr headers[BATCH];
-	struct iovec vectors[2 * BATCH];
 	struct batch *batch, **link;
-	int received, number, parts = port->keeps_rest && port->seqpacket, fd = port->fd;
+	int received, number, objects = 0, fd = port->fd;
 	size_t expected = port->expected < room ? port->expected : 0;
 
 	if (fd < 0) {
@@ -424,7 +468,8 @@ static int port_receive(Port *port, int count, size_t room)
 	batch = batch_new(room, &count);
 	if (!batch)
 		return -1;
-	if (count == 1 && !parts && !expected) {
+	batch->parts = port->keeps_rest && port->seqpacket;
+	if (count == 1 && !batch->parts && !expected) {
 		ssize_t length;
 
 		Py_BEGIN_ALLOW_THREADS
@@ -432,24 +477,26 @@ static int port_receive(Port *port, int count, size_t room)
 		number = errno;
 		Py_END_ALLOW_THREADS
 		received = length < 0 ? -1 : 1;
-		batch->objects[0] = NULL;
-		batch->lengths[0] = (unsigned int)length;
-		batch->whole[0] = length < (ssize_t)room;
-		batch->ends[0] = 1;
+		batch->headers[0].msg_len = (unsigned int)length;
 	} else {
-		batch_prepare(batch, count, expected, expected ? port->burst + 1 : 0, headers,
-			      vectors);
+		if (batch->prepared < count)
+			batch_prepare(batch, count);
+		if (expected) {
+			objects = port->burst + 1 < count ? port->burst + 1 : count;
+			batch_expect(batch, objects, expected);
+		}
 		Py_BEGIN_ALLOW_THREADS
-		received = recvmmsg(fd, headers, count, MSG_DONTWAIT, NULL);
+		if (count == 1 && !batch->parts) {
+			ssize_t length = recvmsg(fd, &batch->headers[0].msg_hdr, MSG_DONTWAIT);
+
+			received = length < 0 ? -1 : 1;
+			batch->headers[0].msg_len = (unsigned int)length;
+		} else {
+			received = recvmmsg(fd, batch->headers, count, MSG_DONTWAIT, NULL);
+		}
 		number = errno;
 		Py_END_ALLOW_THREADS
-		for (int i = 0; i < received; i++) {
-			batch->lengths[i] = headers[i].msg_len;
-			batch->ends[i] = !!(headers[i].msg_hdr.msg_flags & MSG_EOR);
-			batch->whole[i] = parts ? batch->ends[i] && !port->part :
-						  headers[i].msg_len < room;
-		}
-		batch_settle(batch, count, received, expected);
+		batch_settle(batch, objects, received, expected);
 	}
 	if (received <= 0) {
 		batch_spare(batch);
@@ -463,15 +510,25 @@ static int port_receive(Port *port, int count, size_t room)
 	batch->count = received;
 	port->taken += received;
 	port->empty += received < count;
-	port->burst = received;
-	port->expected = batch->lengths[received - 1] == port->last && port->last >= LARGE ?
+	if (count > 1)
+		port->burst = received;
+	port->expected = batch_length(batch, received - 1) == port->last &&
+					 port->last >= LARGE ?
 				 port->last :
 				 0;
-	port->last = batch->lengths[received - 1];
+	port->last = batch_length(batch, received - 1);
 	for (link = &port->pending; *link; link = &(*link)->next)
 		;
 	*link = batch;
-	return port_convert(port) < 0 ? -1 : 1;
+	return received;
+}
+
+/* One receive of up to count messages into the inbox.  Returns as port_fetch. */
+static int port_receive(Port *port, int count, size_t room)
+{
+	int received = port_fetch(port, count, room);
+
+	return received > 0 && port_convert(port) < 0 ? -1 : received;
 }
 
 /* ---- Sending ---- */
@@ -718,13 +775,27 @@ static int look_now_and_then(struct call *call)
 	return owner_does(call->owner, "_look");
 }
 
+/* What the owner's method makes of a message; without one it only checks its arguments. */
+static PyObject *pass_through(struct call *call, PyObject *message)
+{
+	PyObject *method = PyObject_GetAttrString(call->owner, call->through), *result = NULL;
+	PyObject *first = PyTuple_Pack(1, message), *all = NULL;
+
+	if (method && first && (all = PySequence_Concat(first, call->args)))
+		result = PyObject_Call(method, all, call->kwargs);
+	Py_XDECREF(method);
+	Py_XDECREF(first);
+	Py_XDECREF(all);
+	return result;
+}
+
 /* The front of the inbox as a result; it stays there if there is an exception. */
 static PyObject *take_front(struct call *call)
 {
 	struct queue *inbox = &call->port->inbox;
 	PyObject *item = queue_front(inbox), *result;
 
-	if (PyTuple_Check(item)) {
+	if (PyTuple_CheckExact(item)) {
 		owner_raises(call->owner, "_truncated", PyTuple_GetItem(item, 0));
 		if (PyErr_ExceptionMatches(truncated_type))
 			Py_DECREF(queue_pop(inbox));
@@ -732,18 +803,7 @@ static PyObject *take_front(struct call *call)
 	}
 	if (call->kind != RECV_THROUGH)
 		return queue_pop(inbox);
-	result = PyObject_GetAttrString(call->owner, call->through);
-	if (result) {
-		PyObject *method = result, *args = PyTuple_Pack(1, item), *all = NULL;
-
-		if (args && (all = PySequence_Concat(args, call->args)))
-			result = PyObject_Call(method, all, call->kwargs);
-		else
-			result = NULL;
-		Py_DECREF(method);
-		Py_XDECREF(args);
-		Py_XDECREF(all);
-	}
+	result = pass_through(call, item);
 	/* What was called may have let another thread take it. */
 	if ((result || PyErr_ExceptionMatches(truncated_type)) && inbox->count &&
 	    queue_front(inbox) == item)
@@ -758,7 +818,7 @@ static PyObject *take_many(struct call *call)
 	PyObject *list;
 
 	while (count < call->limit && (size_t)count < inbox->count &&
-	       !PyTuple_Check(inbox->items[(inbox->head + count) % inbox->size]))
+	       !PyTuple_CheckExact(queue_at(inbox, count)))
 		count++;
 	if (!count)
 		return take_front(call); /* raises */
@@ -798,6 +858,59 @@ static int peek(struct call *call, PyObject **result)
 	return *result ? 1 : -1;
 }
 
+/*
+ * What was just fetched as the result at once, without a way through the inbox.  NULL without an
+ * exception if it is not so simple: then all of it is still pending.
+ */
+static PyObject *take_fetched(struct call *call)
+{
+	Port *port = call->port;
+	struct batch *batch = port->pending;
+	int count = batch->count;
+	PyObject *list;
+
+	if (batch->next || batch->at || batch->parts || port->inbox.count ||
+	    (call->kind != RECV && (call->kind != RECV_MANY || call->limit < count)) ||
+	    (call->kind == RECV && count > 1))
+		return NULL;
+	for (int i = 0; i < count; i++)
+		if (!batch_ends(batch, i))
+			return NULL;
+	if (call->kind == RECV) {
+		PyObject *message = port_message(port, batch, 0);
+
+		if (message) {
+			port->pending = NULL;
+			batch_spare(batch);
+		}
+		return message;
+	}
+	list = PyList_New(count);
+	if (!list)
+		return NULL;
+	for (int i = 0; i < count; i++) {
+		PyObject *message = port_message(port, batch, i);
+
+		if (!message) { /* back to where it was */
+			while (i--) {
+				batch->objects[i] = Py_NewRef(PyList_GetItem(list, i));
+			}
+			Py_DECREF(list);
+			return NULL;
+		}
+		PyList_SetItem(list, i, message);
+	}
+	/* While an object that lies above these lives, malloc does not give their memory back to the
+	 * system each time that they are freed, to ask for it again the next time. */
+	if (port->last > SMALL && port->guard < PyList_GetItem(list, count - 1)) {
+		REPLACE(port->guard, PyBytes_FromStringAndSize(NULL, port->last));
+		PyErr_Clear();
+	}
+	port->pending = NULL;
+	batch_spare(batch);
+	return list;
+}
+
 static int attempt_receive(struct call *call, PyObject **result)
 {
 	Port *port = call->port;
@@ -810,23 +923,29 @@ static int attempt_receive(struct call *call, PyObject **result)
 	if (call->flags & MSG_PEEK && !port->inbox.count)
 		return peek(call, result);
 	if (!port->inbox.count) {
-		int received = port_receive(port, port->waiting || count > port->ahead ? count : port->ahead,
-					    call->room);
+		int received = port_fetch(
+			port, port->waiting || count > port->ahead ? count : port->ahead, call->room);
 
 		if (received <= 0)
 			return received;
+		/* A signal's handler runs while the message is here, not when it is in nobody's hands. */
+		if (PyErr_CheckSignals() < 0)
+			return -1;
+		if (port->pending && (*result = take_fetched(call)))
+			return 1;
+		if (PyErr_Occurred() || port_convert(port) < 0)
+			return -1;
 		if (!port->inbox.count)
 			return 0; /* a part of a message */
-	}
-	/* A signal's handler runs while the message is here, not when it is in nobody's hands. */
-	if (PyErr_CheckSignals() < 0)
+	} else if (PyErr_CheckSignals() < 0) {
 		return -1;
+	}
 	if (!port->inbox.count) /* which may have received */
 		return 0;
 	if (call->flags & MSG_PEEK) {
 		PyObject *front = queue_front(&port->inbox);
 
-		if (PyTuple_Check(front)) {
+		if (PyTuple_CheckExact(front)) {
 			owner_raises(call->owner, "_truncated", PyTuple_GetItem(front, 0));
 			return -1;
 		}
@@ -1347,7 +1466,7 @@ static int begin_recv_many(struct call *call, PyObject *owner, PyObject *limit, 
 /* The object itself if it is bytes, else bytes made of it; a new reference. */
 static PyObject *bytes_of(PyObject *data)
 {
-	return PyBytes_Check(data) ? Py_NewRef(data) :
+	return PyBytes_CheckExact(data) ? Py_NewRef(data) :
 				     PyObject_CallFunctionObjArgs(make_bytes, data, NULL);
 }
 
@@ -1372,7 +1491,7 @@ static int begin_send_many(struct call *call, PyObject *owner, PyObject *message
 	for (Py_ssize_t i = 0; i < PyList_Size(list); i++) {
 		PyObject *data = PyList_GetItem(list, i);
 
-		if (!PyBytes_Check(data)) {
+		if (!PyBytes_CheckExact(data)) {
 			data = bytes_of(data);
 			if (!data || PyList_SetItem(list, i, data) < 0)
 				return -1;
@@ -1571,6 +1690,12 @@ static PyObject *receive_through(PyObject *owner, PyObject *args, PyObject *kwar
 	call.through = through;
 	call.args = Py_NewRef(args);
 	call.kwargs = Py_XNewRef(kwargs);
+	if (begun == 0) {
+		PyObject *nothing = pass_through(&call, Py_None);
+
+		Py_XDECREF(nothing);
+		begun = nothing ? 0 : -1;
+	}
 	return finish(&call, begun, NULL);
 }
 
@@ -1690,6 +1815,7 @@ static void port_dealloc(Port *self)
 	}
 	Py_CLEAR(self->part);
 	Py_CLEAR(self->rest);
+	Py_CLEAR(self->guard);
 	if (self->sending)
 		PyThread_free_lock(self->sending);
 	PyObject_Free(self);
@@ -1713,7 +1839,7 @@ static PyObject *port_report(Port *self, PyObject *report)
 	struct queue *events = &self->events;
 
 	for (size_t i = 0; i < events->count; i++)
-		if (events->items[(events->head + i) % events->size] == report)
+		if (queue_at(events, i) == report)
 			Py_RETURN_NONE;
 	if (queue_reserve(events, 1) < 0)
 		return NULL;
@@ -1881,6 +2007,10 @@ PyMODINIT_FUNC PyInit__fastpath(void)
 	    !(operation_type = add_type(module, "Operation", &operation_spec)) ||
 	    !add_type(module, "SocketCalls", &socket_spec) ||
 	    !add_type(module, "MultiplexorCalls", &multiplexor_spec)) {
+		Py_DECREF(module);
+		return NULL;
+	}
+	if (!(port_name = PyUnicode_InternFromString("_port"))) {
 		Py_DECREF(module);
 		return NULL;
 	}

@@ -92,7 +92,10 @@ class Transport:
         cut: as `Disconnection` has it.
         mark: how many messages had been received, and how often none was there, when all of its
             bytes were parsed; None while they are not.
-        stalls: how often its bytes have stayed what they were.
+        since: from when on its bytes have stayed what they were, though no message waited; 0 if
+            they have not.
+        stalls: how often the kernel was made to look at them since.
+        urgent: whether urgent data is among them.
     """
 
     def __init__(self, tcp: socket.socket, fd: int, hand_over: bool) -> None:

@@ -313,6 +313,7 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
         """As for `socket.socket`: the descriptor, which is the caller's to close."""
         self._port.fd = -1
         self._port.shared = True
+        self._let_go()
         return super().detach()
 
     @property
@@ -328,14 +329,19 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
         _kernel.set_option(self._fd(), lib.SOL_KCM, lib.KCM_RECV_DISABLE, int(value))
 
     # ---- what the compiled receives make of a message; see _fastpath.c ----
+    # They are called without a message first, so that what is wrong shows before one is taken.
 
-    def _recv_into(self, message: bytes, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
+    def _recv_into(
+        self, message: bytes | None, buffer: Buffer, nbytes: int = 0, flags: int = 0
+    ) -> int:
         with memoryview(buffer) as view, view.cast("B") as target:
             if target.readonly:
                 raise TypeError("the buffer is read-only")
             if nbytes < 0 or nbytes > len(target):
                 raise ArgumentError("nbytes", f"is {nbytes}, and the buffer has {len(target)}")
             room = nbytes or len(target)
+            if message is None:
+                return 0
             if len(message) > room:
                 from pykcm.errors import MessageTruncated
 
@@ -349,34 +355,46 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
             return len(message)
 
     def _recvfrom(
-        self, message: bytes, bufsize: int | None = None, flags: int = 0
+        self, message: bytes | None, bufsize: int | None = None, flags: int = 0
     ) -> tuple[bytes, Any]:
-        return message, None
+        if bufsize is not None and bufsize < 0:
+            raise ArgumentError("bufsize", f"must be 0 or more, not {bufsize}")
+        return message or b"", None
 
     def _recvfrom_into(
-        self, message: bytes, buffer: Buffer, nbytes: int = 0, flags: int = 0
+        self, message: bytes | None, buffer: Buffer, nbytes: int = 0, flags: int = 0
     ) -> tuple[int, Any]:
         return self._recv_into(message, buffer, nbytes), None
 
     def _recvmsg(
-        self, message: bytes, bufsize: int, ancbufsize: int = 0, flags: int = 0
+        self, message: bytes | None, bufsize: int, ancbufsize: int = 0, flags: int = 0
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
         if bufsize < 0:
             raise ArgumentError("bufsize", f"must be 0 or more, not {bufsize}")
-        cut = _socket.MSG_TRUNC if len(message) > bufsize else 0
-        return message[:bufsize], [], _socket.MSG_EOR | cut, None
+        message = message or b""
+        return message[:bufsize], [], self._message_flags(len(message) > bufsize), None
 
     def _recvmsg_into(
-        self, message: bytes, buffers: Iterable[Buffer], ancbufsize: int = 0, flags: int = 0
+        self,
+        message: bytes | None,
+        buffers: Iterable[Buffer],
+        ancbufsize: int = 0,
+        flags: int = 0,
     ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
+        message = message or b""
         taken = 0
         for buffer in buffers:
             with memoryview(buffer) as view, view.cast("B") as target:
                 part = message[taken : taken + len(target)]
                 target[: len(part)] = part
                 taken += len(part)
-        cut = _socket.MSG_TRUNC if len(message) > taken else 0
-        return taken, [], _socket.MSG_EOR | cut, None
+        return taken, [], self._message_flags(len(message) > taken), None
+
+    def _message_flags(self, cut: bool) -> int:
+        """msg_flags as recvmsg(2) sets them."""
+        if cut and self.type == _socket.SOCK_SEQPACKET:
+            return int(_socket.MSG_TRUNC)
+        return _socket.MSG_EOR | (_socket.MSG_TRUNC if cut else 0)
 
     def _receive_steps(self) -> Steps[None]:
         while True:
@@ -515,10 +533,7 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
         described = repr(self)
         self._port.fd = -1
         super().close()
-        if self._program is not None:
-            self._program[1].close()
-        if self._end is not None:
-            self._end.close()
+        self._let_go()
         if left:
             warnings.warn(
                 f"{described} is closed with {left} bytes that no transport has taken; they are "
@@ -526,6 +541,12 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
                 UnsentWarning,
                 stacklevel=3,
             )
+
+    def _let_go(self) -> None:
+        if self._program is not None:
+            self._program[1].close()
+        if self._end is not None:
+            self._end.close()
 
     def _left_behind(self) -> int:
         """Bytes that are lost when this object's descriptor is closed."""
@@ -537,7 +558,10 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
 
     def __del__(self) -> None:
         # The interpreter closes it, with a warning that it hides by default.
-        left = self._left_behind() if hasattr(self, "_port") else 0
+        if not hasattr(self, "_port"):
+            return
+        left = self._left_behind()
+        self._let_go()
         if left:
             warnings.warn(
                 f"{self!r} was not closed, and {left} bytes that no transport has taken are lost",
