@@ -448,7 +448,7 @@ def without_capabilities(script: str) -> str:
     return result.stdout
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to drop its capabilities")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="requires root, to drop its capabilities")
 
 
 @needs_root
