@@ -21,7 +21,7 @@ TOKEN = re.compile(
 )
 # A helper's number may follow its name after a '#', as in the verifier's log.
 _COMMENT = re.compile(
-    r"(\bcall[ \t]+[\w-]+#(?=\d))|(?:\#|//)[^\n]*|/\*.*?(\*/|\Z)", re.ASCII | re.DOTALL
+    r"(\bcall[ \t]+[\w-]+#(?=-?\d))|(?:\#|//)[^\n]*|/\*.*?(\*/|\Z)", re.ASCII | re.DOTALL
 )
 NAME = re.compile(r"[A-Za-z_.][\w.]*", re.ASCII)
 

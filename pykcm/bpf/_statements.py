@@ -16,7 +16,7 @@ from pykcm.bpf._lexer import (
     error_at,
     outermost,
 )
-from pykcm.bpf._parser import S32_MAX, U64_MAX, Parser
+from pykcm.bpf._parser import S32_MAX, S32_MIN, U64_MAX, Parser
 
 
 def read(p: Parser, block: Block) -> None:
@@ -209,7 +209,7 @@ def _call(p: Parser) -> None:
         if tokens[p.at] == "#":
             p.at += 1
             number_at = p.at
-            number = p.value()
+            number = p.ranged(S32_MIN, S32_MAX, "the helper's number")
             if _helpers.by_number().get(number, token) != token:
                 raise StatementError(number_at, f"helper {number} is not {token}")
             p.jumps.pop()

@@ -155,11 +155,14 @@ class _Disassembler:
             return f"call {self.target(slot, code.imm, is_call=True)}"
         if code.src not in (isa.CALL_HELPER, isa.CALL_BTF):
             raise _malformed(slot, f"no such kind of call: {code.src}")
-        if code.imm < 0:
-            raise _malformed(slot, f"no such function: {code.imm}")
         if code.src == isa.CALL_BTF:
+            if code.imm < 0:
+                raise _malformed(slot, f"no such function: {code.imm}")
             return f"call kernel-function#{code.imm}"
         name = _helpers.by_number().get(code.imm)
+        if code.imm < 0:
+            # In translated code it is a distance, which the kernel's own listings write so.
+            name = "unknown"
         return f"call {name}#{code.imm}" if name else f"call {code.imm}"
 
     def target(self, slot: int, distance: int, is_call: bool = False) -> str:

@@ -223,7 +223,9 @@ class Program:
     def translated(self) -> bytes:
         """The instructions as the kernel rewrote them: context fields are offsets in its structs.
 
-        Empty for a process without CAP_BPF.
+        Empty for a process without CAP_BPF.  `disassemble` reads them, unless the kernel put in
+        what no program may have: its register r11, or a call of a function of the program's own
+        as the just-in-time compiler leaves it.
 
         Raises:
             BPFError: the descriptor is not a program's.

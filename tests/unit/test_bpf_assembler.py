@@ -51,6 +51,7 @@ VARIANTS = [
     ("call bpf_probe_read_kernel", "call 113"),
     ("call bpf_probe_read_kernel#113", "call 113"),
     ("call unknown#9999", "call 9999"),
+    ("call unknown#-5", ".quad 0xfffffffb00000085"),  # as in what the kernel rewrote
     ("call pc+0\nexit", "call f\nf: exit"),
     ("r1 = code_addr(f)\nf: exit", "r1 = code_addr(+1)\nexit"),
     # Jumps and labels.
@@ -107,6 +108,7 @@ ERRORS = [
     ("call pc+3", 1, 8, "the jump leaves the program"),
     ("r0 = bogus  # a comment", 1, 6, "found 'bogus'"),
     ("call 0x80000000", 1, 6, "the helper's number is out of range"),
+    ("call unknown#0x80000000", 1, 14, "the helper's number is out of range"),
     # Shapes.
     ("r0 = *(u64 *)skb[0]", 1, 8, "expected u8, u16 or u32, found 'u64'"),
     ("r1 = *(u32 *)skb[0]", 1, 1, "r0: a packet load always loads r0"),
@@ -274,6 +276,12 @@ function_12:
     r0 = be16 r0
     goto function_12
 """
+    assert disassemble(assemble(text)) == text
+
+
+def test_a_translated_call_is_disassembled() -> None:
+    """Its immediate is a signed distance."""
+    text = "    call unknown#-69024\n    call 2043456\n    exit\n"
     assert disassemble(assemble(text)) == text
 
 

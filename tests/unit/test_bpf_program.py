@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import fcntl
@@ -20,8 +21,9 @@ from typing import Any
 
 import pytest
 
-from pykcm import _explain, _kernel, bpf
+from pykcm import Framing, _explain, _kernel, bpf, protocols
 from pykcm._binding import lib
+from pykcm._offset import PROBE
 from pykcm.bpf import Program, _load, _verifier
 from pykcm.errors import (
     AssemblyError,
@@ -47,6 +49,20 @@ def no_descriptor_leaks() -> Iterator[None]:
     yield
     gc.collect()
     assert descriptors() == before
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A BPF file system of the test's own."""
+    directory = tmp_path / "bpffs"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "bpf", "bpf", str(directory)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no BPF file system can be mounted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
 
 
 # ---- running ----
@@ -118,6 +134,16 @@ def test_info_and_translated_instructions() -> None:
         with Program.load(RETURN_0) as other:
             assert other.info.id != info.id
             assert other.info.tag != info.tag
+
+
+@pytest.mark.parametrize("framing", [protocols.DNS, protocols.RESP], ids=["DNS", "RESP"])
+def test_what_the_kernel_makes_of_a_framing_is_disassembled(framing: Framing) -> None:
+    """Calls, packet loads, context fields: and the text assembles to the same again."""
+    with framing.load(PROBE) as loaded:
+        code = loaded.translated()
+    text = bpf.disassemble(code)
+    assert text.count("    call ") > 1
+    assert bpf.assemble(text) == code
 
 
 # ---- errors of loading ----
@@ -271,6 +297,47 @@ class Kernel:
         return call
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN])
+def test_a_load_that_fails_after_the_verifier_is_not_called_its_refusal(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    class AtTheEnd(Kernel):
+        def pykcm_bpf_load(self, *arguments: Any) -> int:
+            os.close(self.real.pykcm_bpf_load(*arguments))  # the log is written by then
+            return -number
+
+    AtTheEnd(monkeypatch)
+    with pytest.raises(BPFError, match="loading the program 'pykcm' of 2 instructions") as failed:
+        Program.load(RETURN_0)
+    assert type(failed.value) is BPFError
+    assert failed.value.errno == number
+    assert "verifier" not in str(failed.value)
+
+
+def test_want_of_a_descriptor_is_explained(bpffs: Path) -> None:
+    with Program.load(RETURN_0) as loaded:
+        loaded.pin(bpffs / "program")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    held: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for call, argument in (
+            (Program.load, RETURN_0),
+            (Program.from_pin, str(bpffs / "program")),
+        ):
+            with pytest.raises(BPFError, match="no descriptor left; close some") as failed:
+                call(argument)
+            assert type(failed.value) is BPFError
+            assert failed.value.errno == errno.EMFILE
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_what_is_known_of_a_log_survives_a_failure_to_get_all_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -381,7 +448,7 @@ def without_capabilities(script: str) -> str:
     return result.stdout
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to drop its capabilities")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="requires root, to drop its capabilities")
 
 
 @needs_root
@@ -508,20 +575,6 @@ def test_ten_thousand_loads_leave_nothing_behind() -> None:
 
 
 # ---- pins ----
-
-
-@pytest.fixture
-def bpffs(tmp_path: Path) -> Iterator[Path]:
-    """A BPF file system of the test's own."""
-    directory = tmp_path / "bpffs"
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "bpf", "bpf", str(directory)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no BPF file system can be mounted here: {mounted.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", str(directory)], check=True)
 
 
 def test_a_pinned_program_outlives_its_loader(bpffs: Path) -> None:

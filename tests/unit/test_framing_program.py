@@ -17,6 +17,7 @@ from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import CustomFraming, Delimiter, Framing, Layout, LengthField
 from pykcm.framing.steps import LARGEST_SEARCH, Case, Field, Find, Switch
 from tests.protocol_streams import STREAMS, measure_custom, messages
+from tests.unit.bpf_oracle import needs_bpf
 
 # A kernel on which the search for a delimiter takes packet loads.
 NEAR = dataclasses.replace(NONE, far_loads=False)
@@ -81,6 +82,7 @@ PROGRAMS += [
 ]
 
 
+@needs_bpf
 @pytest.mark.parametrize(
     ("name", "strategy"),
     PROGRAMS,
@@ -113,6 +115,7 @@ def test_measure_finds_what_the_encoder_wrote(name: str) -> None:
         assert lengths == sorted(lengths), message[:40].hex()
 
 
+@needs_bpf
 @pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_verifier_takes_every_program_with_every_strategy(name: str, strategy: str) -> None:
@@ -121,6 +124,7 @@ def test_the_verifier_takes_every_program_with_every_strategy(name: str, strateg
         assert program.info.name.startswith("pykcm_")
 
 
+@needs_bpf
 def test_the_longest_search_is_within_the_verifiers_limit() -> None:
     """With what may stand around it: a branch before and a comparison after."""
     rule = (Switch(Field(0), (Case(((0, 9),), (Find(b"12345678", LARGEST_SEARCH),)),)),)
@@ -128,6 +132,7 @@ def test_the_longest_search_is_within_the_verifiers_limit() -> None:
         assert program.info.verified_instructions < 1_000_000
 
 
+@needs_bpf
 @pytest.mark.parametrize("size", range(1, 9))
 def test_so_is_the_longest_search_by_packet_loads(size: int) -> None:
     find = Find(b"12345678"[:size], LARGEST_SEARCH)
@@ -137,6 +142,7 @@ def test_so_is_the_longest_search_by_packet_loads(size: int) -> None:
         assert program.info.verified_instructions < 1_000_000
 
 
+@needs_bpf
 @pytest.mark.parametrize("strategy", [NONE, NEAR], ids=["far", "near"])
 @pytest.mark.parametrize(
     "delimiter", [b"\n", b"\xff", b"\xff\xfe", b"\0\0\0", b"ab,cd", b"\xff" * 8, b"abcdefgh"]
@@ -156,6 +162,7 @@ def test_delimiter_at_every_place(delimiter: bytes, limit: int, strategy: Strate
                         assert program.run(data) == expected(framing, data), (at, rest, cut)
 
 
+@needs_bpf
 def test_delimiter_borrow() -> None:
     """A byte one above the delimiter's, next to it: where a careless word scan goes wrong."""
     framing = Delimiter(b"\x10", 100)
@@ -179,6 +186,7 @@ def test_assembly_shows_the_strategy() -> None:
     assert "r7 = *(u32 *)(r6 + 52)" in framing.assembly(STRATEGIES["cb1"])
 
 
+@needs_bpf
 def test_custom_framing_is_a_value() -> None:
     framing = CustomFraming("r7 = message_offset\nr0 = header\nexit", header=5, max_length=9)
     same = CustomFraming("r7 = message_offset\nr0 = header\nexit", header=5, max_length=9)
@@ -196,6 +204,7 @@ def test_custom_framing_is_a_value() -> None:
     assert framing.replace(measure=measure_custom).measure(b"\0\0\1") == 4
 
 
+@needs_bpf
 def test_custom_assembly_is_the_whole_program() -> None:
     framing = CustomFraming("r9 = message_offset\nr0 = header\nexit", header=5)
     text = framing.assembly(STRATEGIES["probe"])
