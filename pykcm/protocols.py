@@ -19,19 +19,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from pykcm.framing import DEFAULT_MAX_LENGTH, Delimiter, Framing, Layout, LengthField, Varint
-from pykcm.framing.steps import (
-    LARGEST_LENGTH,
-    LARGEST_SEARCH,
-    Add,
-    Case,
-    Field,
-    Find,
-    Match,
-    RoundUp,
-    Step,
-    Switch,
-    Within,
-)
+from pykcm.framing.field import Field
+from pykcm.framing.search import LARGEST_SEARCH, Find
+from pykcm.framing.steps import LARGEST_LENGTH, Add, Case, Match, RoundUp, Step, Switch, Within
 from pykcm.framing.variable import ber_length, decimal, leb128
 
 

@@ -12,17 +12,9 @@ from typing import Any, TypeAlias, TypeVar
 from pykcm import bpf
 from pykcm._offset import Strategy, find_strategy
 from pykcm.errors import FramingDefinitionError
-from pykcm.framing.steps import (
-    LARGEST_LENGTH,
-    Code,
-    IncompleteError,
-    Path,
-    Step,
-    Within,
-    check_integer,
-    explore_all,
-    follow_all,
-)
+from pykcm.framing.code import Code
+from pykcm.framing.field import IncompleteError, check_integer
+from pykcm.framing.steps import LARGEST_LENGTH, Path, Step, Within, explore_all, follow_all
 
 #: What `measure` takes.
 Buffer: TypeAlias = "bytes | bytearray | memoryview"

@@ -10,7 +10,8 @@ from pykcm import bpf
 from pykcm._offset import Strategy, find_strategy
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing
-from pykcm.framing.steps import LARGEST_LENGTH, check_integer
+from pykcm.framing.field import check_integer
+from pykcm.framing.steps import LARGEST_LENGTH
 
 
 @dataclasses.dataclass(frozen=True, init=False)

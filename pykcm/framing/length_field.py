@@ -8,16 +8,8 @@ from collections.abc import Iterable
 from pykcm._offset import Strategy
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing, SteppedFraming
-from pykcm.framing.steps import (
-    LARGEST_LENGTH,
-    Add,
-    ByteOrder,
-    Divisible,
-    Field,
-    Match,
-    Step,
-    check_integer,
-)
+from pykcm.framing.field import ByteOrder, Field, check_integer
+from pykcm.framing.steps import LARGEST_LENGTH, Add, Divisible, Match, Step
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -7,18 +7,9 @@ from collections.abc import Iterable
 
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, SteppedFraming
-from pykcm.framing.steps import (
-    LARGEST_HEADER,
-    LARGEST_SEARCH,
-    Add,
-    Case,
-    Field,
-    Find,
-    Step,
-    Switch,
-    Times,
-    check_integer,
-)
+from pykcm.framing.field import LARGEST_HEADER, Field, check_integer
+from pykcm.framing.search import LARGEST_SEARCH, Find
+from pykcm.framing.steps import Add, Case, Step, Switch, Times
 
 
 def leb128(offset: int = 0, max_bytes: int = 5) -> tuple[Step, ...]:

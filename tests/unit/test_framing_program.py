@@ -15,7 +15,9 @@ from pykcm._offset import NONE, STRATEGIES, Strategy
 from pykcm.bpf import Program
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import CustomFraming, Delimiter, Framing, Layout, LengthField
-from pykcm.framing.steps import LARGEST_SEARCH, Case, Field, Find, Switch
+from pykcm.framing.field import Field
+from pykcm.framing.search import LARGEST_SEARCH, Find
+from pykcm.framing.steps import Case, Switch
 from tests.protocol_streams import STREAMS, measure_custom, messages
 
 # A kernel on which the search for a delimiter takes packet loads.
