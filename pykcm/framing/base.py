@@ -9,8 +9,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any, TypeAlias, TypeVar
 
-from pykcm import bpf
-from pykcm._offset import Strategy, find_strategy
+from pykcm import _offset, bpf
+from pykcm._offset import PROBE, Strategy
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.code import Code
 from pykcm.framing.field import IncompleteError, check_integer
@@ -57,21 +57,26 @@ class Framing(abc.ABC):
         Its result is the message's length, 0 for "not enough to tell", -EMSGSIZE or -EBADMSG;
         and -EFAULT should the kernel refuse to show bytes that it says are there.
 
+        The text is made without asking the kernel, so that it can be had on every machine.
+
         Args:
             strategy: how the program learns where in the skb the message begins; None for what
-                is right on the running kernel.
-
-        Raises:
-            UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
+                is right on Linux 5.19 and later on 64-bit machines, `STRATEGIES["probe"]`.
+                `load` asks the running kernel.
         """
 
     def load(self, strategy: Strategy | None = None) -> bpf.Program:
         """The delineation program, loaded into the kernel; the caller closes it.
 
+        Args:
+            strategy: as of `assembly`; None for what is right on the running kernel.
+
         Raises:
             UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
             VerifierError, BPFError: the kernel refuses the program.
         """
+        if strategy is None:
+            strategy = _offset.find_strategy()
         return bpf.Program.load(_code(self, strategy), name="pykcm_framing")
 
     def replace(self: _Self, **changes: Any) -> _Self:
@@ -84,7 +89,7 @@ class Framing(abc.ABC):
 
 
 @functools.lru_cache(maxsize=64)
-def _code(framing: Framing, strategy: Strategy | None) -> bytes:
+def _code(framing: Framing, strategy: Strategy) -> bytes:
     """The instructions, kept: a program is loaded for every connection that is attached."""
     return bpf.assemble(framing.assembly(strategy))
 
@@ -151,7 +156,7 @@ class SteppedFraming(Framing):
 
     def assembly(self, strategy: Strategy | None = None) -> str:
         if strategy is None:
-            strategy = find_strategy()
+            strategy = PROBE
         code = Code(strategy.far_loads)
         code.comment("r6: the skb; r7: where in it the message begins")
         code.add(*(line.strip() for line in strategy.lines("r7").splitlines()))

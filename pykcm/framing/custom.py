@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from pykcm import bpf
-from pykcm._offset import Strategy, find_strategy
+from pykcm import _offset, bpf
+from pykcm._offset import PROBE, Strategy
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing
 from pykcm.framing.field import check_integer
@@ -92,9 +92,8 @@ class CustomFraming(Framing):
 
         Raises:
             AssemblyError: the text is no assembly.
-            UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
         """
-        return bpf.disassemble(bpf.assemble(self.text, **self._all_symbols(strategy)))
+        return bpf.disassemble(bpf.assemble(self.text, **self._all_symbols(strategy or PROBE)))
 
     def load(self, strategy: Strategy | None = None) -> bpf.Program:
         """The program, loaded into the kernel; the caller closes it.
@@ -104,10 +103,9 @@ class CustomFraming(Framing):
             UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
             VerifierError, BPFError: the kernel refuses the program.
         """
+        if strategy is None:
+            strategy = _offset.find_strategy()
         return bpf.Program.load(self.text, name="pykcm_custom", **self._all_symbols(strategy))
 
-    def _all_symbols(self, strategy: Strategy | None) -> dict[str, Any]:
-        return {
-            "message_offset": (strategy or find_strategy()).lines(),
-            **dict(self.symbols),
-        }
+    def _all_symbols(self, strategy: Strategy) -> dict[str, Any]:
+        return {"message_offset": strategy.lines(), **dict(self.symbols)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from pykcm._offset import Strategy
+from pykcm import bpf
+from pykcm._offset import PROBE, Strategy
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing, SteppedFraming
 from pykcm.framing.field import ByteOrder, Field, check_integer
@@ -155,3 +156,7 @@ class FixedLength(Framing):
     def assembly(self, strategy: Strategy | None = None) -> str:
         """The delineation program; it is the same with every strategy."""
         return f"    r0 = {self.length}\n    exit\n"
+
+    def load(self, strategy: Strategy | None = None) -> bpf.Program:
+        """The delineation program, loaded into the kernel, which is not asked for a strategy."""
+        return super().load(strategy or PROBE)

@@ -181,6 +181,25 @@ def test_assembly_shows_the_strategy() -> None:
     assert "r7 = *(u32 *)(r6 + 52)" in framing.assembly(STRATEGIES["cb1"])
 
 
+CUSTOM = CustomFraming("r7 = message_offset\nr0 = 5\nexit")
+
+
+@pytest.mark.parametrize("framing", [LengthField(), CUSTOM, STREAMS["RESP"][0]], ids=type)
+def test_text_needs_no_kernel(framing: Framing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`assembly` is for reading, wherever one reads; `load` asks the kernel (defect 40)."""
+
+    class Asked(Exception):  # noqa: N818
+        pass
+
+    def ask() -> Strategy:
+        raise Asked
+
+    monkeypatch.setattr("pykcm._offset.find_strategy", ask)
+    assert framing.assembly() == framing.assembly(STRATEGIES["probe"])
+    with pytest.raises(Asked):
+        framing.load()
+
+
 def test_custom_framing_is_a_value() -> None:
     framing = CustomFraming("r7 = message_offset\nr0 = header\nexit", header=5, max_length=9)
     same = CustomFraming("r7 = message_offset\nr0 = header\nexit", header=5, max_length=9)
