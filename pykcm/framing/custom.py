@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
-from pykcm import _offset, bpf
-from pykcm._offset import PROBE, Strategy
 from pykcm.errors import FramingDefinitionError
-from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing
+from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing
 from pykcm.framing.field import check_integer
 from pykcm.framing.steps import LARGEST_LENGTH
+from pykcm.framing.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pykcm import bpf
+    from pykcm._offset import Strategy
+    from pykcm.framing.base import Buffer
 
 
-@dataclasses.dataclass(frozen=True, init=False)
-class CustomFraming(Framing):
+class CustomFraming(Value, Framing):
     """A delineation program in the caller's own assembly.
 
     The text is that of `pykcm.bpf.assemble`.  One line of it learns where in the skb the message
@@ -62,10 +65,12 @@ class CustomFraming(Framing):
         check_integer("max_length", max_length, 1, LARGEST_LENGTH)
         for name, value in symbols.items():
             check_integer(name, value, -(1 << 63), (1 << 64) - 1)
-        object.__setattr__(self, "text", text)
-        object.__setattr__(self, "max_length", max_length)
-        object.__setattr__(self, "rule", measure)
-        object.__setattr__(self, "symbols", tuple(sorted(symbols.items())))
+        self.__dict__.update(
+            text=text,
+            max_length=max_length,
+            rule=measure,
+            symbols=tuple(sorted(symbols.items())),
+        )
 
     def replace(self, **changes: Any) -> CustomFraming:
         """A copy with other arguments or symbols."""
@@ -93,6 +98,9 @@ class CustomFraming(Framing):
         Raises:
             AssemblyError: the text is no assembly.
         """
+        from pykcm import bpf
+        from pykcm._offset import PROBE
+
         return bpf.disassemble(bpf.assemble(self.text, **self._all_symbols(strategy or PROBE)))
 
     def load(self, strategy: Strategy | None = None) -> bpf.Program:
@@ -103,6 +111,8 @@ class CustomFraming(Framing):
             UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
             VerifierError, BPFError: the kernel refuses the program.
         """
+        from pykcm import _offset, bpf
+
         if strategy is None:
             strategy = _offset.find_strategy()
         return bpf.Program.load(self.text, name="pykcm_custom", **self._all_symbols(strategy))

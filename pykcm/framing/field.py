@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Iterable
-from typing import Literal, TypeAlias
 
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.code import Code
+from pykcm.framing.value import Value
 
-ByteOrder: TypeAlias = Literal["big", "little"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Literal, TypeAlias
+
+    ByteOrder: TypeAlias = Literal["big", "little"]
 
 #: A header's last byte lies below this offset.  No protocol known comes near.
 LARGEST_HEADER = 512
@@ -29,8 +32,7 @@ def check_integer(argument: str, value: object, low: int, high: int) -> int:
     return value
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
+class Field(Value):
     """A number in the header.
 
     Args:

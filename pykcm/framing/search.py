@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import sys
 
@@ -10,6 +9,7 @@ from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing.code import Code
 from pykcm.framing.field import IncompleteError, check_integer
 from pykcm.framing.steps import Path, Step
+from pykcm.framing.value import Value
 
 #: The longest message of a Find, in bytes: what the kernel's verifier can follow (it walks through
 #: every turn of the loop, and stops at a million instructions).
@@ -22,8 +22,7 @@ _BUFFER = 512
 _CHUNK = _BUFFER - _WORD
 
 
-@dataclasses.dataclass(frozen=True)
-class Find(Step):
+class Find(Value, Step):
     """The length is that up to the end of the first delimiter; nothing may be added before it.
 
     Args:

@@ -10,13 +10,16 @@ proved when the framing is made, not when a header arrives.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import errno
-from collections.abc import Iterable
 
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing.code import Code
 from pykcm.framing.field import LARGEST_HEADER, Field, check_integer, pieces
+from pykcm.framing.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: The program's result is a C int (kcm_parse_func_strparser in net/kcm/kcmsock.c).
 LARGEST_LENGTH = (1 << 31) - 1
@@ -29,8 +32,7 @@ _LARGEST_TERM = 1 << 48
 _LARGEST_SUM = (1 << 62) - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Path:
+class Path(Value):
     """What is known of the length on one way through a rule.
 
     Attributes:
@@ -44,13 +46,13 @@ class Path:
     extent: int = 0
 
     def plus(self, low: int, high: int) -> Path:
-        path = dataclasses.replace(self, low=self.low + low, high=self.high + high)
+        path = self.replace(low=self.low + low, high=self.high + high)
         if path.high > _LARGEST_SUM:
             raise FramingDefinitionError("steps", "the length can exceed 62 bits")
         return path
 
     def read(self, field: Field) -> Path:
-        return dataclasses.replace(self, extent=max(self.extent, field.end))
+        return self.replace(extent=max(self.extent, field.end))
 
 
 class Step(abc.ABC):
@@ -95,8 +97,7 @@ def explore_all(steps: Iterable[Step], path: Path) -> list[Path]:
     return paths
 
 
-@dataclasses.dataclass(frozen=True)
-class Add(Step):
+class Add(Value, Step):
     """Adds a field's number, times a multiplier, or a constant, which may be negative."""
 
     term: Field | int
@@ -145,8 +146,7 @@ class Add(Step):
         return [path.read(self.term).plus(0, largest * self.multiplier)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Times(Step):
+class Times(Value, Step):
     """Multiplies the length so far."""
 
     factor: int
@@ -161,12 +161,11 @@ class Times(Step):
         return length * self.factor
 
     def explore(self, path: Path) -> list[Path]:
-        path = dataclasses.replace(path, low=path.low * self.factor, high=path.high * self.factor)
+        path = path.replace(low=path.low * self.factor, high=path.high * self.factor)
         return [path.plus(0, 0)]
 
 
-@dataclasses.dataclass(frozen=True)
-class RoundUp(Step):
+class RoundUp(Value, Step):
     """Rounds the length so far up to a multiple of a power of two: padding."""
 
     multiple: int
@@ -184,11 +183,10 @@ class RoundUp(Step):
 
     def explore(self, path: Path) -> list[Path]:
         low, high = (self.follow(memoryview(b""), length) for length in (path.low, path.high))
-        return [dataclasses.replace(path, low=low, high=high).plus(0, 0)]
+        return [path.replace(low=low, high=high).plus(0, 0)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Within(Step):
+class Within(Value, Step):
     """Refuses a length so far under a minimum (EBADMSG) or over a maximum (EMSGSIZE)."""
 
     low: int
@@ -221,11 +219,10 @@ class Within(Step):
 
     def explore(self, path: Path) -> list[Path]:
         low, high = max(path.low, self.low), min(path.high, self.high)
-        return [dataclasses.replace(path, low=low, high=high)] if low <= high else []
+        return [path.replace(low=low, high=high)] if low <= high else []
 
 
-@dataclasses.dataclass(frozen=True)
-class Divisible(Step):
+class Divisible(Value, Step):
     """Refuses a length so far that is no multiple of a number (EBADMSG)."""
 
     divisor: int
@@ -250,8 +247,7 @@ class Divisible(Step):
         return [path]
 
 
-@dataclasses.dataclass(frozen=True)
-class Match(Step):
+class Match(Value, Step):
     """Refuses a header that does not hold these bytes at this offset (EBADMSG)."""
 
     value: bytes
@@ -287,8 +283,7 @@ class Match(Step):
         return [path]
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
+class Case(Value):
     """What to do for some numbers of a Switch's field.
 
     Args:
@@ -304,8 +299,7 @@ class Case:
         return tuple((v, v) if isinstance(v, int) else v for v in self.values)
 
 
-@dataclasses.dataclass(frozen=True)
-class Switch(Step):
+class Switch(Value, Step):
     """Goes on by what a field holds; a number that no case names is refused (EBADMSG)."""
 
     field: Field
