@@ -25,7 +25,9 @@ from pykcm.framing import (
     LengthField,
     Varint,
 )
-from pykcm.framing.steps import LARGEST_SEARCH, Case, Field, Find, Switch
+from pykcm.framing.field import Field
+from pykcm.framing.search import LARGEST_SEARCH, Find
+from pykcm.framing.steps import Case, Switch
 from tests.protocol_streams import EDGES, STREAMS, messages
 
 SEED = 20240607

@@ -11,13 +11,13 @@ import pytest
 from pykcm._offset import NONE
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import Delimiter, FixedLength, Framing, Layout, LengthField, Varint
+from pykcm.framing.field import Field
+from pykcm.framing.search import Find
 from pykcm.framing.steps import (
     LARGEST_LENGTH,
     Add,
     Case,
     Divisible,
-    Field,
-    Find,
     Match,
     RoundUp,
     Step,

@@ -15,12 +15,14 @@ from pykcm._offset import NONE, STRATEGIES, Strategy
 from pykcm.bpf import Program
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import CustomFraming, Delimiter, Framing, Layout, LengthField
-from pykcm.framing.steps import LARGEST_SEARCH, Case, Field, Find, Switch
+from pykcm.framing.field import Field
+from pykcm.framing.search import LARGEST_SEARCH, Find
+from pykcm.framing.steps import Case, Switch
 from tests.protocol_streams import STREAMS, measure_custom, messages
 from tests.unit.bpf_oracle import needs_bpf
 
 # A kernel on which the search for a delimiter takes packet loads.
-NEAR = dataclasses.replace(NONE, far_loads=False)
+NEAR = NONE._replace(far_loads=False)
 
 SEED = 20240607
 HEADERS = 10_000
@@ -184,6 +186,25 @@ def test_assembly_shows_the_strategy() -> None:
     assert "call bpf_probe_read_kernel" in framing.assembly(STRATEGIES["probe"])
     assert "r7 = *(u32 *)(r6 + 64)" in framing.assembly(STRATEGIES["cb4"])
     assert "r7 = *(u32 *)(r6 + 52)" in framing.assembly(STRATEGIES["cb1"])
+
+
+CUSTOM = CustomFraming("r7 = message_offset\nr0 = 5\nexit")
+
+
+@pytest.mark.parametrize("framing", [LengthField(), CUSTOM, STREAMS["RESP"][0]], ids=type)
+def test_text_needs_no_kernel(framing: Framing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`assembly` is for reading, wherever one reads; `load` asks the kernel (defect 40)."""
+
+    class Asked(Exception):  # noqa: N818
+        pass
+
+    def ask() -> Strategy:
+        raise Asked
+
+    monkeypatch.setattr("pykcm._offset.find_strategy", ask)
+    assert framing.assembly() == framing.assembly(STRATEGIES["probe"])
+    with pytest.raises(Asked):
+        framing.load()
 
 
 @needs_bpf
