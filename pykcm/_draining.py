@@ -7,11 +7,12 @@ now and says when to come again.  Its work is the same for each transport, howev
 
 A transport may go when all of these hold:
 
-1. Its bytes are parsed: TCP has none left (`_tcp.unparsed`).  Then each of its messages was given to
-   a KCM socket, or one waits for a KCM socket with room.
+1. Its bytes are parsed: TCP has none left (`_tcp.unparsed`).  Then each of its messages was given
+   to a KCM socket, or one waits for a KCM socket with room.
 2. After that, none waits.  Transports with a complete message wait in a queue, first come, first
-   served (psocks_ready).  While one waits, no other gets hold of a KCM socket, and a KCM socket that
-   becomes empty, or a new one, serves the queue until it is full (kcm_rcv_ready).  So none waits when
+   served (psocks_ready).  While one waits, no other gets hold of a KCM socket, and a KCM socket
+   that becomes empty, or a new one, serves the queue until it is full (kcm_rcv_ready).  So none
+   waits when
 
    - our own KCM socket was found empty, and nobody who had hold of it before has it still: a
      transport has, while its TCP socket is locked; or
@@ -19,9 +20,9 @@ A transport may go when all of these hold:
    - a new clone has room left.
 
 Bytes that stay, though none waits, are the beginning of a message, or lie behind what stopped the
-parser.  The kernel's worker may also be late: it is made to look at them (`_tcp.parse_again`), which
-takes the beginning of a message off TCP, and so shows that it did.  What it does not take in
-SETTLED seconds lies behind what stopped it.
+parser.  The kernel's worker may also be late: it is made to look at them (`_tcp.parse_again`),
+which takes the beginning of a message off TCP, and so shows that it did.  What it does not take in
+_SETTLED seconds lies behind what stopped it.
 """
 
 from __future__ import annotations
@@ -127,10 +128,10 @@ class Drain:
     def _observe(self, transport: Transport) -> None:
         """See how many of a transport's bytes KCM has not taken yet."""
         left = _tcp.unparsed(transport.fd)
-        if transport.target is not None and left:
-            # A FIN counts as a byte received.
-            if _tcp.bytes_received(transport.fd) - left > transport.target:
-                left = 0
+        # A FIN counts as a byte received.
+        target = transport.target
+        if target is not None and left and _tcp.bytes_received(transport.fd) - left > target:
+            left = 0
         if left != transport.left:
             transport.left = left
             transport.mark = None
@@ -179,7 +180,7 @@ class Drain:
         return mark is not None and (port.empty != mark[1] or port.taken - mark[0] >= self._bound)
 
     def _make_sure(self) -> None:
-        """Among many transports: a clone with room shows that none waits, without a look at each."""
+        """Among many transports: a clone with room shows that none waits, with one look for all."""
         with contextlib.closing(self._kcm.clone()) as clone:
             memory = _kernel.memory(clone._fd())
         if memory[_kernel.RMEM_ALLOC] >= memory[_kernel.RCVBUF]:

@@ -72,7 +72,7 @@ class Descriptor:
 
     def set_event(self, readable: bool) -> None:
         """Make an event readable, or not."""
-        _result(lib.pykcm_set_event(self.fileno(), readable))
+        set_event(self.fileno(), readable)
 
     def set_timer(self, seconds: float) -> None:
         """Have a timer expire in so many seconds; 0 for never."""
@@ -81,6 +81,11 @@ class Descriptor:
     def close(self) -> None:
         """Close it, once."""
         lib.pykcm_close(self._number)
+
+
+def set_event(fd: int, readable: bool) -> None:
+    """Make an eventfd readable, or not."""
+    _result(lib.pykcm_set_event(fd, readable))
 
 
 def open_socket(type: int = socket.SOCK_DGRAM, protocol: int | None = None) -> socket.socket:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
 
 from pykcm import _kernel
 from pykcm._wait import Steps, apause, arun, checkpoint, pause, run
 from pykcm.errors import ArgumentError, Disconnected, MessageTruncated
 
-try:
+if TYPE_CHECKING:
     from pykcm._fastpath import MultiplexorCalls, Port, SocketCalls, setup
-except ImportError:
-    from pykcm._slowpath import MultiplexorCalls, Port, SocketCalls, setup  # type: ignore[assignment]
+else:
+    try:
+        from pykcm._fastpath import MultiplexorCalls, Port, SocketCalls, setup
+    except ImportError:
+        from pykcm._slowpath import MultiplexorCalls, Port, SocketCalls, setup
 
 #: How long `close` waits by default for queued messages to reach TCP, in seconds.
 DEFAULT_LINGER = 5.0

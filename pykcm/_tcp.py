@@ -89,9 +89,9 @@ def has_urgent_data(fd: int) -> bool:
 def parse_again(fd: int) -> None:
     """Have the kernel's worker look at what has been received.
 
-    Setting the low-water mark calls sk_data_ready with the socket locked, and so queues the parser's
-    work (tcp_set_rcvlowat, net/ipv4/tcp.c; strp_data_ready, net/strparser/strparser.c), which takes
-    off the socket also the beginning of a message whose rest has not come.
+    Setting the low-water mark calls sk_data_ready with the socket locked, and so queues the
+    parser's work (tcp_set_rcvlowat, net/ipv4/tcp.c; strp_data_ready, net/strparser/strparser.c),
+    which takes off the socket also the beginning of a message whose rest has not come.
     """
     _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
@@ -151,7 +151,8 @@ def longest_message(fd: int) -> int:
     """A bound for any message that the kernel lets through on this TCP socket, in bytes."""
     limit = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
-        with open("/proc/sys/net/ipv4/tcp_rmem", encoding="ascii") as file:
+        # Not by pathlib, which costs more to import than all of this module.
+        with open("/proc/sys/net/ipv4/tcp_rmem", encoding="ascii") as file:  # noqa: PTH123
             limit = int(file.read().split()[2])
     return max(limit, _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_RCVBUF))
 

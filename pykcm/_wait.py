@@ -1,8 +1,8 @@
 """How a call waits, written once: a generator yields what it waits for, and something drives it.
 
-`run` drives it in a thread, by poll(2), and `arun` on asyncio and Trio.  The generator hands nothing
-over while it waits, so that whatever ends the wait (a time-out, a signal handler's exception, a
-cancellation) loses nothing.
+`run` drives it in a thread, by poll(2), and `arun` on asyncio and Trio.  The generator hands
+nothing over while it waits, so that whatever ends the wait (a time-out, a signal handler's
+exception, a cancellation) loses nothing.
 
 `poll` calls a KCM socket writable always, also while `send` fails with EAGAIN: datagram_poll looks
 at sk_wmem_alloc, and KCM accounts in sk_wmem_queued.  An edge-triggered epoll is right: KCM wakes
@@ -107,7 +107,7 @@ async def apause(wait: Wait) -> None:
     except anyio.BusyResourceError as error:
         raise KCMOSError(
             errno.EBUSY,
-            "another task waits on this object already; one task at a time can, others need a clone",
+            "another task waits on this object already; one at a time can, others need a clone",
         ) from error
 
 

@@ -189,8 +189,8 @@ class TestReceiving:
         if kcm.type == socket.SOCK_SEQPACKET and _trials.seqpacket_keeps_the_rest():
             assert kcm.recv_many() == sent
             return
-        received = []
-        cut = []
+        received: list[bytes] = []
+        cut: list[bytes] = []
         while len(received) + len(cut) < len(sent):
             try:
                 received += kcm.recv_many()

@@ -5,7 +5,6 @@ BPF_PROG_TEST_RUN needs no AF_KCM; the message lies at the start of the data.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
@@ -139,7 +138,7 @@ def test_the_longest_search_is_within_the_verifiers_limit() -> None:
 def test_so_is_the_longest_search_by_packet_loads(size: int) -> None:
     find = Find(b"12345678"[:size], LARGEST_SEARCH)
     rule = (Switch(Field(0), (Case(((0, 9),), (find,)),)),)
-    strategy = dataclasses.replace(STRATEGIES["cb1"], far_loads=False)
+    strategy = STRATEGIES["cb1"]._replace(far_loads=False)
     with Layout("search", rule, min_length=100).load(strategy) as program:
         assert program.info.verified_instructions < 1_000_000
 
