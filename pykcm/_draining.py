@@ -115,11 +115,14 @@ class Drain:
         for transport in transports:
             proven = self._has_served(transport.mark) if nobody_waits is None else nobody_waits
             if transport.left == 0 and proven:
+                # If no message came of what the worker was made to take, it was none.
+                if transport.kicked is not None and transport.kicked[1] == self._port.taken:
+                    transport.cut = transport.kicked[0]
                 ready.append(transport)
             elif not proven:
                 transport.since = 0.0
             elif transport.left and self._is_given_up(transport):
-                transport.cut = max(transport.cut, transport.left)
+                transport.cut = transport.left
                 ready.append(transport)
         if nobody_waits is False:
             soon = max(_SOON, self._not_before - time.monotonic())
@@ -133,6 +136,8 @@ class Drain:
         if target is not None and left and _tcp.bytes_received(transport.fd) - left > target:
             left = 0
         if left != transport.left:
+            if left:  # more than the beginning of a message
+                transport.kicked = None
             transport.left = left
             transport.mark = None
             transport.stalls = 0
@@ -149,7 +154,7 @@ class Drain:
         if transport.target is not None:  # it lives: what it takes off TCP now would be lost
             return unmoved > 10 * _UNMOVED
         if unmoved > _UNMOVED * (1 + transport.stalls):
-            transport.cut = max(transport.cut, transport.left)
+            transport.kicked = transport.left, self._port.taken
             transport.stalls += 1
             _tcp.parse_again(transport.fd)
         return unmoved > _SETTLED
@@ -200,6 +205,7 @@ class Drain:
         if time.monotonic() < self._not_before:
             return False
         for _ in range(_CLONES):
+            self._port.holding = 1
             clone = self._kcm.clone()
             self._clones.append(clone)
             memory = _kernel.memory(clone._fd())
@@ -216,8 +222,8 @@ class Drain:
         return False
 
     def close(self) -> None:
-        """Give back what the clones hold."""
-        self._rounds = 0
+        """Give back what the clones hold: no call waits for them any more."""
+        self._rounds = self._port.holding = 0
         while self._clones:
             self._clones[-1].close(0)
             self._clones.pop()

@@ -284,6 +284,7 @@ typedef struct {
 	int bound; /* to the process that made it: a Multiplexor's */
 	int watched, attached, queueing, over;
 	int observed, telling, waiting;
+	int holding; /* its owner keeps clones, in which messages wait, as long as the call waits */
 	int patience;
 	double look_at, turn;
 	struct queue events; /* what is reported of transports that have ended */
@@ -728,16 +729,6 @@ struct call {
 	PyObject *waiter;            /* a generator that waits, once it is needed */
 };
 
-static void call_clear(struct call *call)
-{
-	Py_CLEAR(call->owner);
-	Py_CLEAR(call->port);
-	Py_CLEAR(call->data);
-	Py_CLEAR(call->args);
-	Py_CLEAR(call->kwargs);
-	Py_CLEAR(call->waiter);
-}
-
 /* Call a method of the owner that returns nothing; -1 with an exception. */
 static int owner_does(PyObject *owner, const char *method)
 {
@@ -745,6 +736,25 @@ static int owner_does(PyObject *owner, const char *method)
 
 	Py_XDECREF(result);
 	return result ? 0 : -1;
+}
+
+/* A call ends: what was kept for it is let go of. */
+static void call_clear(struct call *call)
+{
+	if (call->port && call->port->holding) {
+		PyObject *type, *value, *traceback;
+
+		PyErr_Fetch(&type, &value, &traceback);
+		if (owner_does(call->owner, "_let_clones_go") < 0)
+			PyErr_WriteUnraisable(call->owner);
+		PyErr_Restore(type, value, traceback);
+	}
+	Py_CLEAR(call->owner);
+	Py_CLEAR(call->port);
+	Py_CLEAR(call->data);
+	Py_CLEAR(call->args);
+	Py_CLEAR(call->kwargs);
+	Py_CLEAR(call->waiter);
 }
 
 /* Raise the exception that a method of the owner returns; it may be given an object. */
@@ -1192,6 +1202,7 @@ static PySendResult operation_send(PyObject *object, PyObject *value, PyObject *
 		done = attempt(call, result);
 		if (done > 0) {
 			self->ended = 1;
+			call_clear(call);
 			return PYGEN_RETURN;
 		}
 		if (done < 0)
@@ -1213,7 +1224,7 @@ static PySendResult operation_send(PyObject *object, PyObject *value, PyObject *
 	}
 failed:
 	self->ended = 1;
-	Py_CLEAR(call->waiter);
+	call_clear(call);
 	if (self->iterating && PyErr_ExceptionMatches(disconnected_type)) {
 		PyErr_Clear();
 		PyErr_SetNone(PyExc_StopAsyncIteration);
@@ -1276,7 +1287,7 @@ static PyObject *operation_throw(Operation *self, PyObject *args)
 		return operation_next((PyObject *)self);
 	}
 	self->ended = 1;
-	Py_CLEAR(self->call.waiter);
+	call_clear(&self->call);
 	return NULL;
 }
 
@@ -1291,7 +1302,7 @@ static PyObject *operation_close(Operation *self, PyObject *unused)
 		result = PyObject_CallMethod(inner, "close", NULL);
 		Py_DECREF(inner);
 	}
-	Py_CLEAR(self->call.waiter);
+	call_clear(&self->call);
 	return result;
 }
 
@@ -1942,6 +1953,7 @@ static PyMemberDef port_members[] = {
 	MEMBER(queueing, T_INT, 0),
 	MEMBER(over, T_INT, 0),
 	MEMBER(observed, T_INT, 0),
+	MEMBER(holding, T_INT, 0),
 	MEMBER(patience, T_INT, 0),
 	{ NULL, 0, 0, 0, NULL },
 };

@@ -23,6 +23,7 @@ class Port:
     queueing: int
     over: int
     observed: int
+    holding: int
     patience: int
     @property
     def taken(self) -> int: ...

@@ -66,7 +66,7 @@ class Port:
         self.open = self.batched = self.shared = self.sent_many = 0
         self.watch = self.told = -1
         self.bound = self.watched = self.attached = self.queueing = self.over = 0
-        self.observed = self.waiting = self.patience = 0
+        self.observed = self.waiting = self.patience = self.holding = 0
         self.telling = False
         self.look_at = self.turn = 0.0
         self._made = list(_forks)
@@ -351,6 +351,17 @@ class _Call:
 
     def drive(self, timeout: Any) -> Any:
         """Make the call in a thread."""
+        try:
+            return self._drive(timeout)
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """The call ends: what was kept for it is let go of."""
+        if self.port.holding:
+            self.owner._let_clones_go()
+
+    def _drive(self, timeout: Any) -> Any:
         seconds = None if timeout is _OWN else _seconds(timeout)
         blocking, waited, deadline = not self.flags & _DONTWAIT, True, -1.0
         while True:
@@ -408,6 +419,8 @@ class _Operation:
             if self._iterating:
                 raise StopAsyncIteration from None
             raise
+        finally:
+            call.let_go()
 
 
 def _seconds(timeout: Any) -> float:

@@ -95,6 +95,7 @@ class Transport:
         since: from when on its bytes have stayed what they were, though no message waited; 0 if
             they have not.
         stalls: how often the kernel was made to look at them since.
+        kicked: how many they were when it was last, and how many messages had been received.
         urgent: whether urgent data is among them.
     """
 
@@ -114,6 +115,7 @@ class Transport:
         self.cut = 0
         self.mark: tuple[int, int] | None = None
         self.stalls = 0
+        self.kicked: tuple[int, int] | None = None
         self.since = 0.0
         self.urgent = False
         self.disconnection: Disconnection | None = None

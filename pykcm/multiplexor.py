@@ -196,6 +196,8 @@ class Multiplexor(Messages, MultiplexorCalls):
                     transport.target = None
                     self._transports.end_draining(transport)
                 raise
+            finally:
+                self._drain.close()
         return transport.disconnection
 
     def fileno(self) -> int:
@@ -252,7 +254,10 @@ class Multiplexor(Messages, MultiplexorCalls):
         The newest 4,096 are kept.
         """
         self._check()
-        self._look()
+        try:
+            self._look()
+        finally:
+            self._drain.close()
         self._port.over = False
         self._port.tell()
         return iter(self._port)
@@ -325,6 +330,9 @@ class Multiplexor(Messages, MultiplexorCalls):
             port.attached = attached
         port.ahead = 1 if self._clones and self._is_shared() else _AHEAD
         port.tell()
+
+    def _let_clones_go(self) -> None:
+        self._drain.close()
 
     def _look_for_ends(self) -> None:
         if not self.socket.recv_disabled:
@@ -401,6 +409,8 @@ class Multiplexor(Messages, MultiplexorCalls):
                     space.clear()
             except TimeoutError:
                 raise late_with(left) from None
+            finally:
+                self._drain.close()
 
     # ---- closing ----
 
