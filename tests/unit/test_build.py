@@ -61,9 +61,8 @@ def build(kind: str, source: Path, directory: Path) -> Path:
 def test_the_source_distribution_can_be_built_and_its_wheel_imported(tmp_path: Path) -> None:
     for name in ("sdist", "unpacked", "wheel", "installed"):
         (tmp_path / name).mkdir()
-    shutil.unpack_archive(
-        build("sdist", copied(tmp_path), tmp_path / "sdist"), tmp_path / "unpacked"
-    )
+    sdist = build("sdist", copied(tmp_path), tmp_path / "sdist")
+    subprocess.run(["tar", "-xf", sdist, "-C", tmp_path / "unpacked"], check=True)
     (source,) = (tmp_path / "unpacked").iterdir()
     wheel = build("wheel", source, tmp_path / "wheel")
     shutil.unpack_archive(wheel, tmp_path / "installed", format="zip")
