@@ -5,8 +5,8 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pykcm import bpf, protocols, statistics
+    from pykcm._disconnection import Disconnection, Reason
     from pykcm._offset import Strategy, find_strategy
-    from pykcm._transports import Disconnection, Reason
     from pykcm.errors import (
         ArgumentError,
         AssemblyError,
@@ -45,7 +45,7 @@ MSG_BATCH = 0x40000
 _SOURCES = {
     "pykcm": ("bpf", "protocols", "statistics"),
     "pykcm._offset": ("Strategy", "find_strategy"),
-    "pykcm._transports": ("Disconnection", "Reason"),
+    "pykcm._disconnection": ("Disconnection", "Reason"),
     "pykcm.errors": (
         "ArgumentError",
         "AssemblyError",

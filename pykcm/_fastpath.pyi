@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import Buffer, Self
 
-from pykcm._transports import Disconnection
+from pykcm._disconnection import Disconnection
 
 _T_co = TypeVar("_T_co", covariant=True)
 

@@ -8,73 +8,26 @@ it.  So an exception between any two lines leaves nothing to repair, and the nex
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import select
 import socket
-from typing import TYPE_CHECKING, Any, NamedTuple
+from _thread import RLock
+from typing import TYPE_CHECKING, Any
 
 from pykcm import _kernel, _tcp
+from pykcm._disconnection import Disconnection, Reason, reason_of
+from pykcm._draining import Drain
+from pykcm._wait import Wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from pykcm._wait import Steps
     from pykcm.socket import KCMSocket
 
-
-class Reason(enum.Enum):
-    """Why a transport ended, as far as the kernel lets one tell.
-
-    KCM posts every end of a connection as EPIPE, and so can hide an error that came before it.
-    """
-
-    PEER_CLOSED = "the peer closed the connection"
-    RESET = "the connection was reset, or given up by TCP"
-    OVERSIZE = "a message was longer than the framing's maximum or the receive buffer"
-    BAD_HEADER = "the framing refused a header"
-    ASSEMBLY_TIMEOUT = "the rest of a message did not come within SO_RCVTIMEO"
-    URGENT = "urgent data came, at which the kernel's parser stops for ever"
-    SENDING_FAILED = "the kernel gave up sending on the connection"
-    PROGRAM = "the delineation program returned an error"
-    UNATTACHED = "it was unattached"
-
-
-class Disconnection(NamedTuple):
-    """What is reported of a transport that ended.
-
-    Nothing may be written to the TCP socket any more, unless the reason is UNATTACHED and errno 0:
-    a message may have been cut where the kernel stopped sending.
-
-    Attributes:
-        tcp: the TCP socket, as it was given to `attach`.
-        peer: the peer's address, as `socket.getpeername` gave it at the attach; None if unknown.
-        reason: why it ended.
-        errno: what the kernel posted on the TCP socket; 0 for nothing.
-        cut: bytes that are left unread, of a message whose end did not come or behind the reason's
-            cause.  0 does not prove that none was cut: a beginning that the kernel had taken off
-            the TCP socket is not shown by anything.
-    """
-
-    tcp: socket.socket
-    peer: Any
-    reason: Reason
-    errno: int
-    cut: int
-
-    def __str__(self) -> str:
-        text = self.reason.value
-        if self.cut:
-            text += f"; {self.cut} bytes are left unread"
-        if self.reason is Reason.UNATTACHED and self.errno:
-            text += "; a message was being sent on it and is cut there, so nothing may be written"
-        return text if self.peer is None else f"{_address(self.peer)}: {text}"
-
-
-def _address(peer: Any) -> str:
-    if isinstance(peer, tuple) and len(peer) >= 2:
-        host = f"[{peer[0]}]" if ":" in str(peer[0]) else peer[0]
-        return f"{host}:{peer[1]}"
-    return str(peer)
+# How long a look waits for another thread's, and after how long it comes again if something is
+# raised on its way, in seconds.
+_ANOTHERS_LOOK = 0.05
 
 
 class Transport:
@@ -82,11 +35,13 @@ class Transport:
 
     Attributes:
         tcp: as it was given to `attach`.
+        hand_over: whether it is closed with its end.
         fd: our own descriptor of it, so that it can be taken off also when the caller has closed
             theirs: the kernel keeps an attached connection open.
-        attached: an `int[1]`, 1 from when the kernel has it.
+        attached: an `int[1]`, 1 from when the kernel has it until it has not.
         error: an `int[1]`: what the kernel had posted on it; asking clears it.
         options: what was set on it before.
+        peer: the peer's address when it was attached.
         target: bytes that have to be parsed before it can be taken off; None for all.
         left: bytes that TCP had and KCM had not taken, when last looked at.
         cut: as `Disconnection` has it.
@@ -97,6 +52,7 @@ class Transport:
         stalls: how often the kernel was made to look at them since.
         kicked: how many they were when it was last, and how many messages had been received.
         urgent: whether urgent data is among them.
+        disconnection: what is reported of it, once it is off.
     """
 
     def __init__(self, tcp: socket.socket, fd: int, hand_over: bool) -> None:
@@ -114,9 +70,9 @@ class Transport:
         self.left = -1
         self.cut = 0
         self.mark: tuple[int, int] | None = None
+        self.since = 0.0
         self.stalls = 0
         self.kicked: tuple[int, int] | None = None
-        self.since = 0.0
         self.urgent = False
         self.disconnection: Disconnection | None = None
 
@@ -125,17 +81,51 @@ class Transport:
         """Whether the kernel's parser is known to have stopped."""
         return self.urgent or self.error[0] not in (0, errno.EPIPE)
 
+    def take_off(self, kcm_fd: int) -> Disconnection:
+        """Unattach the connection and give it back; what is to be reported of it."""
+        if self.disconnection is None:
+            fd = self.fd
+            # One that somebody else took off has nothing left to do.
+            with contextlib.suppress(OSError):
+                _kernel.unattach(kcm_fd, fd, self.attached)
+            state = _tcp.CLOSE
+            with contextlib.suppress(OSError):
+                state = _tcp.state(fd)
+                self.cut = max(self.cut, _tcp.unparsed(fd))
+            if not self.error[0]:
+                with contextlib.suppress(OSError):
+                    _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_ERROR, self.error)
+            if self.options is not None:
+                self.options.restore(fd)
+            number = self.error[0]
+            if self.target is not None:
+                reason = Reason.UNATTACHED
+            else:
+                reason = Reason.URGENT if self.urgent else reason_of(number, state)
+            self.disconnection = Disconnection(self.tcp, self.peer, reason, number, self.cut)
+        return self.disconnection
+
 
 class Transports:
-    """The transports of one multiplexor, and what watches them.
+    """The transports of one multiplexor: their list, watch, draining, removal and reports.
+
+    Args:
+        kcm: the multiplexor's own KCM socket.
 
     Attributes:
-        watch: an epoll of the connections; readable when one has ended.
+        watch: an epoll; readable when one has ended, or has to be looked at again.
         draining: those that have ended or are to be unattached, by our descriptor.
+        last: what was reported last.
+        lock: held while they change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kcm: KCMSocket) -> None:
+        self._kcm = kcm
         self.watch = select.epoll()
+        # Expires when they have to be looked at though nothing happened.
+        self._timer = _kernel.Descriptor.timer()
+        self.watch.register(self._timer.fileno(), select.EPOLLIN)
+        self._drain = Drain(kcm, self)
         self._by_fd: dict[int, Transport] = {}
         # Only a short way to find them; what is in the other is true.
         self._by_tcp: dict[int, Transport] = {}
@@ -143,6 +133,8 @@ class Transports:
         # Healthy ones whose error queue is not empty: each of its entries is told once.
         self._with_error_queue: set[int] = set()
         self._interrupted = False
+        self.last: Disconnection | None = None
+        self.lock = RLock()
 
     def __iter__(self) -> Iterator[Transport]:
         return iter(list(self._by_fd.values()))
@@ -159,7 +151,6 @@ class Transports:
 
     def attach(
         self,
-        kcm: KCMSocket,
         transport: Transport,
         program_fd: int,
         max_length: int | None,
@@ -172,7 +163,7 @@ class Transports:
             # First, since a connection that could not be watched would have to be taken off, and
             # what the kernel has parsed would be lost to the caller.
             self.watch.register(transport.fd, select.EPOLLRDHUP)
-            transport.options = kcm._attach(
+            transport.options = self._kcm._attaching.attach(
                 transport.fd, program_fd, max_length, allow_small_buffer, transport.attached
             )
         except BaseException:
@@ -180,8 +171,40 @@ class Transports:
                 self._forget(transport)
             raise
 
-    def look(self) -> None:
-        """Note which transports have ended."""
+    # ---- their end ----
+
+    def look(
+        self, by_clones: Callable[[], bool], told: Callable[[Transport, Disconnection], None]
+    ) -> None:
+        """Drain, take off and report those that have ended, as far as can be done now.
+
+        Args:
+            by_clones: whether others receive, so that messages are left to them.
+            told: is given each that was taken off, perhaps twice.
+        """
+        if not self.lock.acquire(timeout=_ANOTHERS_LOOK):
+            return
+        try:
+            self._notice()
+            if not self.draining:
+                return
+            # First, for what may be raised on the way.
+            self._timer.set_timer(_ANOTHERS_LOOK)
+            ready, soon = self._drain.advance(list(self.draining.values()), by_clones())
+            for transport in ready:
+                disconnection = transport.take_off(self._kcm._fd())
+                if disconnection.reason is not Reason.UNATTACHED:
+                    self.last = disconnection
+                told(transport, disconnection)
+                self.forget(transport)
+            self._timer.set_timer(soon if self.draining else 0)
+            if not self.draining:
+                self._drain.close()
+        finally:
+            self.lock.release()
+
+    def _notice(self) -> None:
+        """Note which have ended."""
         interrupted, self._interrupted = self._interrupted, True
         if interrupted:  # an edge may have been told to nobody
             for fd in self._with_error_queue:
@@ -190,27 +213,15 @@ class Transports:
             transport = self._by_fd.get(fd)
             if transport is None:
                 continue
-            if not events & (select.EPOLLRDHUP | select.EPOLLHUP) and not self._has_failed(
-                transport
-            ):
+            ended = events & (select.EPOLLRDHUP | select.EPOLLHUP)
+            if ended or self._has_failed(transport):
+                self.begin_draining(transport)
+            else:
                 # What is in a socket's error queue (time stamps, zero-copy notices) looks like an
                 # error, and stays until the caller takes it.
                 self._with_error_queue.add(fd)
                 self.watch.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
-                continue
-            self.begin_draining(transport)
         self._interrupted = False
-
-    def begin_draining(self, transport: Transport) -> None:
-        """Have a transport be drained; it is not watched any more."""
-        self.draining[transport.fd] = transport
-        self._unwatch(transport)
-
-    def end_draining(self, transport: Transport) -> None:
-        """Have a transport that was to be unattached stay."""
-        with contextlib.suppress(FileExistsError):
-            self.watch.register(transport.fd, select.EPOLLRDHUP)
-        self.draining.pop(transport.fd, None)
 
     def _has_failed(self, transport: Transport) -> bool:
         """Whether an error was posted on a connection that goes on.
@@ -225,35 +236,40 @@ class Transports:
             _kernel.get_integer(transport.fd, socket.SOL_SOCKET, socket.SO_ERROR, transport.error)
         return bool(transport.error[0])
 
-    def take_off(self, kcm: KCMSocket, transport: Transport) -> Disconnection:
-        """Unattach a connection and give it back; what is to be reported of it."""
-        if transport.disconnection is None:
-            fd = transport.fd
-            # One that somebody else took off has nothing left to do.
-            with contextlib.suppress(OSError):
-                _kernel.unattach(kcm._fd(), fd, transport.attached)
-            state = _tcp.CLOSE
-            with contextlib.suppress(OSError):
-                state = _tcp.state(fd)
-                transport.cut = max(transport.cut, _tcp.unparsed(fd))
-            if not transport.error[0]:
-                with contextlib.suppress(OSError):
-                    _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_ERROR, transport.error)
-            if transport.options is not None:
-                transport.options.restore(fd)
-            number = transport.error[0]
-            transport.disconnection = Disconnection(
-                transport.tcp,
-                transport.peer,
-                _reason(transport, number, state),
-                number,
-                transport.cut,
-            )
+    def begin_draining(self, transport: Transport) -> None:
+        """Have a transport be drained; it is not watched any more."""
+        self.draining[transport.fd] = transport
+        self._unwatch(transport)
+
+    def unattach_steps(
+        self, transport: Transport, look: Callable[[], None]
+    ) -> Steps[Disconnection]:
+        """Take one off once all that has come is received; if something is raised, it stays."""
+        try:
+            if transport.disconnection is None:
+                transport.target = _tcp.bytes_received(transport.fd)
+                self.begin_draining(transport)
+                look()
+            while transport.disconnection is None:
+                yield Wait(self.watch.fileno())
+                look()
+        except BaseException:
+            if transport.attached[0]:  # else the next look goes on
+                transport.target = None
+                with contextlib.suppress(FileExistsError):
+                    self.watch.register(transport.fd, select.EPOLLRDHUP)
+                self.draining.pop(transport.fd, None)
+            raise
+        finally:
+            self.let_clones_go()
         return transport.disconnection
+
+    def let_clones_go(self) -> None:
+        """Give back what the drain's clones hold: no call waits any more."""
+        self._drain.close()
 
     def forget(self, transport: Transport) -> None:
         """Let go of a transport that was taken off and reported."""
-        self._unwatch(transport)
         if transport.hand_over:
             transport.tcp.close()
         self._forget(transport)
@@ -270,35 +286,21 @@ class Transports:
         with contextlib.suppress(OSError, ValueError):
             self.watch.unregister(transport.fd)
 
-    def close(self) -> None:
-        """Let go of all; the kernel has taken them off, or clones go on with them."""
-        self.watch.close()
+    def close(self, restore: bool, hand_over: bool) -> None:
+        """Let go of all; the kernel has taken them off, or clones go on with them.
+
+        Args:
+            restore: whether nobody goes on with them, so that they are as they were.
+            hand_over: whether to close those that were handed over.
+        """
+        self._drain.close()
         for transport in self:
+            if restore and transport.options is not None:
+                transport.options.restore(transport.fd)
+            if hand_over and transport.hand_over:
+                transport.tcp.close()
             transport.descriptor.close()
         self._by_fd.clear()
         self._by_tcp.clear()
-
-
-_REASONS = {
-    errno.EMSGSIZE: Reason.OVERSIZE,
-    errno.EBADMSG: Reason.BAD_HEADER,
-    errno.EPROTO: Reason.BAD_HEADER,
-    errno.ECONNRESET: Reason.RESET,
-}
-
-
-def _reason(transport: Transport, number: int, state: int) -> Reason:
-    ended = state == _tcp.CLOSE
-    if transport.target is not None:
-        return Reason.UNATTACHED
-    if transport.urgent:
-        return Reason.URGENT
-    if number == errno.ETIMEDOUT:
-        return Reason.RESET if ended else Reason.ASSEMBLY_TIMEOUT
-    if number in _REASONS:
-        return _REASONS[number]
-    if number not in (0, errno.EPIPE):
-        return Reason.PROGRAM
-    if ended:
-        return Reason.RESET
-    return Reason.SENDING_FAILED if state == _tcp.ESTABLISHED else Reason.PEER_CLOSED
+        self.watch.close()
+        self._timer.close()

@@ -7,27 +7,24 @@ import errno
 import select
 import socket as _socket
 import warnings
-import weakref
-from _thread import RLock
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pykcm import _kernel, _tcp
-from pykcm._draining import Drain
-from pykcm._messages import DEFAULT_LINGER, Messages, MultiplexorCalls, Port, late_with
-from pykcm._transports import Disconnection, Reason, Transport, Transports
+from pykcm import _kernel
+from pykcm._attaching import LARGEST_MESSAGE, Delineation, descriptor_of, longest_message
+from pykcm._clones import Clones
+from pykcm._disconnection import Disconnection, Reason
+from pykcm._messages import DEFAULT_LINGER, Messages, MultiplexorCalls, late_with
+from pykcm._transports import Transport, Transports
 from pykcm._wait import SendSpace, Steps, Wait, arun, deadline_after, run
 from pykcm.errors import AttachError, Disconnected, KCMOSError, UnreadWarning
-from pykcm.socket import DEFAULT_MAX_MESSAGE_SIZE, Delineation, KCMSocket, descriptor_of
+from pykcm.socket import DEFAULT_MAX_MESSAGE_SIZE, KCMSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 # How many messages one system call brings; those that were not asked for wait here.
 _AHEAD = 64
-
-# How long a look waits for another thread's, in seconds.
-_ANOTHERS_LOOK = 0.05
 
 
 class Multiplexor(Messages, MultiplexorCalls):
@@ -68,20 +65,14 @@ class Multiplexor(Messages, MultiplexorCalls):
         self._linger = linger
         self._closed = False
         # Room for the framing's longest message from the start: clones have it too.
-        self.socket = KCMSocket(type, max_message_size=_longest(framing))
+        longest = longest_message(framing) or DEFAULT_MAX_MESSAGE_SIZE
+        self.socket = KCMSocket(type, max_message_size=min(longest, LARGEST_MESSAGE))
         self.socket.setblocking(False)
-        self._transports = Transports()
-        self._drain = Drain(self.socket, self._transports)
-        # Expires when the transports have to be looked at though nothing happened.
-        self._timer = _kernel.Descriptor.timer()
-        self._transports.watch.register(self._timer.fileno(), select.EPOLLIN)
-        # Readable while messages wait in this object; and for clones, while no transport is left.
+        self._transports = Transports(self.socket)
+        self._clones = Clones(self.socket)
+        # Readable while messages wait in this object.
         self._told = _kernel.Descriptor.event()
-        self._end = _kernel.Descriptor.event()
         self._all: select.epoll | None = None
-        self._lock = RLock()
-        self._clones: list[tuple[weakref.ref[KCMSocket], Port]] = []
-        self._last: Disconnection | None = None
         self._untold: dict[Transport, Disconnection] = {}
         port = self._port = self.socket._port
         port.watch = self._transports.watch.fileno()
@@ -135,12 +126,10 @@ class Multiplexor(Messages, MultiplexorCalls):
                 " makes of descriptors",
             )
         fd = descriptor_of(tcp)
-        program_fd, max_length = self.socket._delineate(self._framing)
+        program_fd, max_length = self.socket._attaching.delineate(self._framing)
         try:
             transport = Transport(tcp, fd, hand_over)
-            self._transports.attach(
-                self.socket, transport, program_fd, max_length, allow_small_buffer
-            )
+            self._transports.attach(transport, program_fd, max_length, allow_small_buffer)
         except OSError as error:
             if isinstance(error, KCMOSError):
                 raise
@@ -183,22 +172,7 @@ class Multiplexor(Messages, MultiplexorCalls):
         if self._push():
             # Taking off a connection that the kernel is writing to aborts it.
             yield from self._flush_steps()
-        if transport.disconnection is None:
-            try:
-                transport.target = _tcp.bytes_received(transport.fd)
-                self._transports.begin_draining(transport)
-                self._look()
-                while transport.disconnection is None:
-                    yield Wait(self._transports.watch.fileno())
-                    self._look()
-            except BaseException:
-                if transport.attached[0]:  # else the next look goes on
-                    transport.target = None
-                    self._transports.end_draining(transport)
-                raise
-            finally:
-                self._drain.close()
-        return transport.disconnection
+        return (yield from self._transports.unattach_steps(transport, self._look))
 
     def fileno(self) -> int:
         """A descriptor that is readable when `recv` would not wait, or a transport has ended.
@@ -224,29 +198,9 @@ class Multiplexor(Messages, MultiplexorCalls):
         transport has gone, receiving and sending on a clone raise `Disconnected`.
         """
         self._check()
-        clone = self.socket.clone()
-        clone._port.watch = self._tell_end_to(clone)
-        clone._port.attached = True
-        clone._port.watched = True
-        self._clones.append((weakref.ref(clone), clone._port))
+        clone = self._clones.make()
         self._settle()
         return clone
-
-    def _tell_end_to(self, clone: KCMSocket) -> int:
-        clone._end = _kernel.Descriptor.duplicate(self._end.fileno())
-        return clone._end.fileno()
-
-    def _is_shared(self) -> bool:
-        """Whether another socket may receive some of the messages.
-
-        A clone that was closed before any other process could have it does not count.
-        """
-        self._clones = [
-            (clone, port)
-            for clone, port in self._clones
-            if (clone() is not None and port.fd >= 0) or port.forked or port.shared
-        ]
-        return bool(self._clones)
 
     def disconnections(self) -> Iterator[Disconnection]:
         """The transports that ended and were not told of yet; does not wait.
@@ -257,7 +211,7 @@ class Multiplexor(Messages, MultiplexorCalls):
         try:
             self._look()
         finally:
-            self._drain.close()
+            self._transports.let_clones_go()
         self._port.over = False
         self._port.tell()
         return iter(self._port)
@@ -269,19 +223,20 @@ class Multiplexor(Messages, MultiplexorCalls):
 
         Where something is raised on the way, the next look goes on.
         """
-        if self._lock.acquire(timeout=_ANOTHERS_LOOK):
-            try:
-                self._look_alone()
-            except OSError as error:
-                if isinstance(error, KCMOSError):
-                    raise
-                raise KCMOSError(
-                    error.errno or errno.EIO,
-                    "transports that have ended could not be taken off; the next call goes on "
-                    f"({error.strerror or error})",
-                ) from error
-            finally:
-                self._lock.release()
+        if self._closed:
+            return
+        try:
+            self._transports.look(self._leaves_messages, self._told_of)
+        except OSError as error:
+            if isinstance(error, KCMOSError):
+                raise
+            raise KCMOSError(
+                error.errno or errno.EIO,
+                "transports that have ended could not be taken off; the next call goes on "
+                f"({error.strerror or error})",
+            ) from error
+        finally:
+            self._settle()
         while self._untold and self.on_disconnect is not None:
             transport, disconnection = next(iter(self._untold.items()))
             try:
@@ -289,50 +244,31 @@ class Multiplexor(Messages, MultiplexorCalls):
             finally:
                 self._untold.pop(transport, None)
 
-    def _look_alone(self) -> None:
-        if self._closed:
-            return
-        transports = self._transports
-        transports.look()
-        draining = list(transports.draining.values())
-        if draining:
-            # First, for what may be raised on the way.
-            self._timer.set_timer(_ANOTHERS_LOOK)
-            by_clones = self._is_shared() or self.socket.recv_disabled
-            ready, soon = self._drain.advance(draining, by_clones)
-            for transport in ready:
-                self._finish(transport)
-            self._timer.set_timer(soon if transports.draining else 0)
-            if not transports.draining:
-                self._drain.close()
-        self._settle()
+    def _leaves_messages(self) -> bool:
+        return self._clones.may_receive() or self.socket.recv_disabled
 
-    def _finish(self, transport: Transport) -> None:
-        """Take a transport off and report it; each step may be taken twice."""
-        disconnection = self._transports.take_off(self.socket, transport)
+    def _told_of(self, transport: Transport, disconnection: Disconnection) -> None:
         if disconnection.reason is not Reason.UNATTACHED:
-            self._last = disconnection
             if self.on_disconnect is not None:
                 self._untold[transport] = disconnection
             self._port.report(disconnection)
-        if len(self._transports) == 1:
-            self._port.over = True
-        self._transports.forget(transport)
+        self._port.over = len(self._transports) == 1
 
     def _settle(self) -> None:
         """Have what depends on the transports and clones follow them."""
         port = self._port
-        attached = len(self._transports) > 0
-        if attached:
-            port.over = False
-        if port.attached != attached:
-            self._end.set_event(not attached)
-            port.attached = attached
-        port.ahead = 1 if self._clones and self._is_shared() else _AHEAD
-        port.tell()
+        with self._transports.lock:
+            attached = len(self._transports) > 0
+            if attached:
+                port.over = False
+            if port.attached != attached:
+                self._clones.tell(not attached)
+                port.attached = attached
+            port.ahead = 1 if self._clones.may_receive() else _AHEAD
+            port.tell()
 
     def _let_clones_go(self) -> None:
-        self._drain.close()
+        self._transports.let_clones_go()
 
     def _look_for_ends(self) -> None:
         if not self.socket.recv_disabled:
@@ -352,13 +288,13 @@ class Multiplexor(Messages, MultiplexorCalls):
     def _unattached(self) -> Disconnected:
         self._port.over = False
         self._port.tell()
-        if self._last is None:
+        if self._transports.last is None:
             return Disconnected(
                 errno.ENOTCONN, "no transport is attached; attach a connected TCP socket first"
             )
         return Disconnected(
-            self._last.errno or errno.EPIPE,
-            f"the last transport is gone, and all its messages were read: {self._last}",
+            self._transports.last.errno or errno.EPIPE,
+            f"the last transport is gone, and all its messages were read: {self._transports.last}",
         )
 
     def _not_after_fork(self) -> KCMOSError:
@@ -410,7 +346,7 @@ class Multiplexor(Messages, MultiplexorCalls):
             except TimeoutError:
                 raise late_with(left) from None
             finally:
-                self._drain.close()
+                self._transports.let_clones_go()
 
     # ---- closing ----
 
@@ -428,7 +364,7 @@ class Multiplexor(Messages, MultiplexorCalls):
             UnreadWarning: messages were received and not read, while clones could have had them.
         """
         try:
-            if not (self._closed or self._port.inherited):
+            if self._flushes():
                 with contextlib.suppress(OSError):
                     run(self._flush_steps(), self._linger if linger is None else linger, "")
         finally:
@@ -437,30 +373,27 @@ class Multiplexor(Messages, MultiplexorCalls):
     async def aclose(self, linger: float | None = None) -> None:
         """As `close`, on asyncio or Trio."""
         try:
-            if not (self._closed or self._port.inherited):
+            if self._flushes():
                 with contextlib.suppress(OSError):
                     await arun(self._flush_steps(), self._linger if linger is None else linger)
         finally:
             self._close()
 
+    def _flushes(self) -> bool:
+        return not (self._closed or self._port.inherited)
+
     def _close(self) -> None:
         if self._closed:
             return
-        own, described = not self._port.inherited, repr(self)
-        unread = self._port.held if own and self._is_shared() else 0
+        own, shared, described = not self._port.inherited, self._clones.may_receive(), repr(self)
+        unread = self._port.held if own and shared else 0
         self._closed = True
         try:
-            self._drain.close()
             if self._all is not None:
                 self._all.close()
-            for transport in self._transports:
-                if own and not self._clones and transport.options is not None:
-                    transport.options.restore(transport.fd)
-                if own and transport.hand_over:
-                    transport.tcp.close()
-            self._transports.close()
-            for descriptor in (self._timer, self._told, self._end):
-                descriptor.close()
+            self._transports.close(restore=own and not shared, hand_over=own)
+            self._told.close()
+            self._clones.close()
         finally:
             self.socket._close()
         if unread:
@@ -487,11 +420,3 @@ class Multiplexor(Messages, MultiplexorCalls):
 
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
-
-
-def _longest(framing: Delineation) -> int:
-    from pykcm.framing import Framing
-
-    if isinstance(framing, Framing):
-        return min(framing.max_length, (1 << 31) - 2)
-    return DEFAULT_MAX_MESSAGE_SIZE

@@ -9,16 +9,16 @@ import os
 import socket as _socket
 import warnings
 import weakref
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 from pykcm import _kernel, _tcp
+from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
 from pykcm._binding import lib
-from pykcm._messages import DEFAULT_LINGER, Messages, Port, SocketCalls, late_with
+from pykcm._messages import DEFAULT_LINGER, Messages, Port, late_with
+from pykcm._standard import StandardCalls
 from pykcm._wait import SendSpace, Steps, Wait, arun, run
 from pykcm.errors import (
     ArgumentError,
-    AttachError,
     Disconnected,
     KCMOSError,
     UnavailableError,
@@ -26,23 +26,13 @@ from pykcm.errors import (
 )
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from typing_extensions import Self
 
-    from typing_extensions import Buffer, Self
-
-    from pykcm import bpf
-    from pykcm.framing import Framing
-
-#: What `KCMSocket.attach` takes to find messages: a framing, a loaded program, or its descriptor.
-Delineation: TypeAlias = "Framing | bpf.Program | int"
 
 DEFAULT_MAX_MESSAGE_SIZE = 1 << 20
 
-# The kernel's messages are no longer (an int); Python's recv takes no larger bufsize either.
-_LARGEST_MESSAGE = (1 << 31) - 2
 
-
-class KCMSocket(Messages, SocketCalls, _socket.socket):
+class KCMSocket(Messages, StandardCalls):
     """A KCM socket: a `socket.socket` on which every send and receive is one whole message.
 
     Time-outs, blocking mode, selectors, `fileno` and `with` work as for any socket; `async with`
@@ -72,7 +62,7 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
         room = _room_for(max_message_size)
         # A socket that `clone` makes of this Multiplexor's is told of the end by this descriptor.
         self._end: _kernel.Descriptor | None = None
-        self._program: tuple[Framing, bpf.Program] | None = None
+        self._attaching = Attaching(self)
         self._options: dict[int, _tcp.Options] = {}
         self._same: weakref.WeakSet[KCMSocket] | None = None
         self._port = Port(-1, type == _socket.SOCK_SEQPACKET, room)
@@ -168,86 +158,10 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
         """
         self._fd()
         tcp_fd = descriptor_of(tcp)
-        number, max_length = self._delineate(framing)
-        before = self._attach(tcp_fd, number, max_length, allow_small_buffer)
+        program_fd, max_length = self._attaching.delineate(framing)
+        before = self._attaching.attach(tcp_fd, program_fd, max_length, allow_small_buffer)
         with contextlib.suppress(OSError):
             self._options[_tcp.cookie(tcp_fd)] = before
-
-    def _delineate(self, framing: Delineation) -> tuple[int, int | None]:
-        """A program's descriptor, and the longest message if it is known.
-
-        A framing's program is loaded once: the verifier takes long over some.
-        """
-        if isinstance(framing, int):
-            return framing, None
-        from pykcm import bpf
-        from pykcm.framing import Framing
-
-        if isinstance(framing, Framing):
-            if self._program is None or self._program[0] != framing:
-                program = framing.load()
-                if self._program is not None:
-                    self._program[1].close()
-                self._program = framing, program
-            return self._program[1].fd, framing.max_length
-        if isinstance(framing, bpf.Program):
-            return framing.fd, None
-        raise ArgumentError(
-            "framing",
-            f"must be a Framing, a bpf.Program or a program's descriptor, not {framing!r}; "
-            "pykcm.protocols has framings by name",
-        )
-
-    def _attach(
-        self,
-        tcp_fd: int,
-        program_fd: int,
-        max_length: int | None,
-        allow_small_buffer: bool,
-        done: Any = None,
-    ) -> _tcp.Options:
-        """Attach a descriptor; returns what was set on it before.
-
-        Args:
-            done: an `int[1]`, set to 1 when it is attached, whatever exception comes then.
-        """
-        from pykcm import _explain, _trials
-
-        done = _kernel.integer() if done is None else done
-        try:
-            _trials.refuse_unfit(tcp_fd)
-            before = _tcp.prepare(tcp_fd)
-            try:
-                if max_length is None:
-                    # The kernel refuses a message longer than the buffer, so that this is a bound
-                    # also for a program that states none.
-                    longest = _tcp.longest_message(tcp_fd)
-                else:
-                    longest = max_length
-                    room = _tcp.make_room(tcp_fd, max_length)
-                    if room < max_length and not allow_small_buffer:
-                        raise AttachError(
-                            errno.ENOBUFS,
-                            f"the receive buffer of TCP socket {tcp_fd} cannot take the framing's "
-                            f"longest message, {max_length} bytes, but only {room}; lower the "
-                            "framing's max_length, raise net.ipv4.tcp_rmem or net.core.rmem_max, "
-                            "or pass allow_small_buffer=True",
-                        )
-                if self.type == _socket.SOCK_SEQPACKET:
-                    self._port.keeps_rest = _trials.seqpacket_keeps_the_rest()
-                self._port.room = max(self._port.room, min(longest, _LARGEST_MESSAGE) + 1)
-                _kernel.attach(self._fd(), tcp_fd, program_fd, done)
-            except BaseException:
-                if not done[0]:
-                    before.restore(tcp_fd)
-                raise
-        except OSError as error:
-            if isinstance(error, KCMOSError):
-                raise
-            raise _explain.explain(
-                error, _explain.ATTACH, tcp=tcp_fd, program=program_fd
-            ) from error
-        return before
 
     def unattach(self, tcp: _socket.socket | int) -> None:
         """Take a TCP connection off the multiplexor (SIOCKCMUNATTACH).
@@ -328,74 +242,6 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
     def recv_disabled(self, value: bool) -> None:
         _kernel.set_option(self._fd(), lib.SOL_KCM, lib.KCM_RECV_DISABLE, int(value))
 
-    # ---- what the compiled receives make of a message; see _fastpath.c ----
-    # They are called without a message first, so that what is wrong shows before one is taken.
-
-    def _recv_into(
-        self, message: bytes | None, buffer: Buffer, nbytes: int = 0, flags: int = 0
-    ) -> int:
-        with memoryview(buffer) as view, view.cast("B") as target:
-            if target.readonly:
-                raise TypeError("the buffer is read-only")
-            if nbytes < 0 or nbytes > len(target):
-                raise ArgumentError("nbytes", f"is {nbytes}, and the buffer has {len(target)}")
-            room = nbytes or len(target)
-            if message is None:
-                return 0
-            if len(message) > room:
-                from pykcm.errors import MessageTruncated
-
-                raise MessageTruncated(
-                    errno.EMSGSIZE,
-                    f"a message of {len(message)} bytes does not fit into {room}; it is whole in "
-                    "this error's attribute `message`",
-                    message,
-                )
-            target[: len(message)] = message
-            return len(message)
-
-    def _recvfrom(
-        self, message: bytes | None, bufsize: int | None = None, flags: int = 0
-    ) -> tuple[bytes, Any]:
-        if bufsize is not None and bufsize < 0:
-            raise ArgumentError("bufsize", f"must be 0 or more, not {bufsize}")
-        return message or b"", None
-
-    def _recvfrom_into(
-        self, message: bytes | None, buffer: Buffer, nbytes: int = 0, flags: int = 0
-    ) -> tuple[int, Any]:
-        return self._recv_into(message, buffer, nbytes), None
-
-    def _recvmsg(
-        self, message: bytes | None, bufsize: int, ancbufsize: int = 0, flags: int = 0
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        if bufsize < 0:
-            raise ArgumentError("bufsize", f"must be 0 or more, not {bufsize}")
-        message = message or b""
-        return message[:bufsize], [], self._message_flags(len(message) > bufsize), None
-
-    def _recvmsg_into(
-        self,
-        message: bytes | None,
-        buffers: Iterable[Buffer],
-        ancbufsize: int = 0,
-        flags: int = 0,
-    ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
-        message = message or b""
-        taken = 0
-        for buffer in buffers:
-            with memoryview(buffer) as view, view.cast("B") as target:
-                part = message[taken : taken + len(target)]
-                target[: len(part)] = part
-                taken += len(part)
-        return taken, [], self._message_flags(len(message) > taken), None
-
-    def _message_flags(self, cut: bool) -> int:
-        """msg_flags as recvmsg(2) sets them."""
-        if cut and self.type == _socket.SOCK_SEQPACKET:
-            return int(_socket.MSG_TRUNC)
-        return _socket.MSG_EOR | (_socket.MSG_TRUNC if cut else 0)
-
     def _receive_steps(self) -> Steps[None]:
         while True:
             yield Wait(self._fd())
@@ -416,56 +262,6 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
             errno.EPIPE,
             "the multiplexor's last transport is gone, and all messages for this socket were read",
         )
-
-    # ---- sending ----
-
-    def sendall(self, data: Buffer, flags: int = 0, /) -> None:
-        """As `send`: a message is queued whole or not at all."""
-        self.send(data, flags)
-
-    def sendto(self, data: Buffer, *arguments: Any) -> int:
-        """As `send`; the address, which may have flags before it, must be None."""
-        *flags, address = arguments or (None,)
-        if address is not None:
-            raise KCMOSError(errno.EISCONN, "a message goes to a transport, not to an address")
-        return self.send(data, *flags)
-
-    def sendmsg(
-        self,
-        buffers: Iterable[Buffer],
-        ancdata: Iterable[Any] = (),
-        flags: int = 0,
-        address: Any = None,
-        /,
-    ) -> int:
-        """Send one message gathered from several buffers; see `send`.  ancdata must be empty."""
-        if address is not None:
-            raise KCMOSError(errno.EISCONN, "a message goes to a transport, not to an address")
-        if list(ancdata):
-            raise KCMOSError(errno.EINVAL, "a KCM socket carries no ancillary data")
-        return self.send(b"".join(_kernel.copy_of(buffer) for buffer in buffers), flags)
-
-    def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:  # type: ignore[override]
-        """Send what is in a file as one message; see `send`.
-
-        It is read first: what the kernel's sendfile(2) sends has no end of a message.
-
-        Args:
-            file: a file opened in binary mode.
-            offset: where to begin in it, in bytes.
-            count: how many bytes to send; None for all that follow.
-
-        Raises:
-            ArgumentError: offset or count is negative, or the file has fewer bytes than count.
-        """
-        if offset < 0 or (count is not None and count < 1):
-            raise ArgumentError("count", "must be 1 or more, and offset 0 or more")
-        if offset:
-            file.seek(offset)
-        data = file.read() if count is None else file.read(count)
-        if count is not None and len(data) < count:
-            raise ArgumentError("count", f"is {count}, and the file has {len(data)} bytes there")
-        return self.send(data)
 
     def _flush_steps(self) -> Steps[None]:
         if not self._push():
@@ -543,8 +339,7 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
             )
 
     def _let_go(self) -> None:
-        if self._program is not None:
-            self._program[1].close()
+        self._attaching.close()
         if self._end is not None:
             self._end.close()
 
@@ -577,22 +372,8 @@ def _room_for(size: int) -> int:
         number = operator.index(size)
     except TypeError:
         number = 0
-    if not 1 <= number <= _LARGEST_MESSAGE:
+    if not 1 <= number <= LARGEST_MESSAGE:
         raise ArgumentError(
-            "max_message_size", f"must be an integer from 1 to {_LARGEST_MESSAGE}, not {size!r}"
+            "max_message_size", f"must be an integer from 1 to {LARGEST_MESSAGE}, not {size!r}"
         )
     return number + 1
-
-
-def descriptor_of(tcp: _socket.socket | int) -> int:
-    """A TCP socket's descriptor, by which it is attached.
-
-    Raises:
-        AttachError: ENOENT, it is closed, or cannot be a descriptor.
-    """
-    fd = -1
-    with contextlib.suppress(TypeError, ValueError, AttributeError):
-        fd = tcp if isinstance(tcp, int) else tcp.fileno()
-    if not 0 <= fd < 1 << 31:
-        raise AttachError(errno.ENOENT, f"{tcp!r} is not an open socket")
-    return fd
