@@ -1,0 +1,59 @@
+"""45. A callback `(tcp: socket.socket, ...)` and `mux.transports[0].fileno()` were refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CALLERS = Path(__file__).parent / "typed_callers.py"
+ROOT = Path(__file__).parents[2]
+
+WRONG = """\
+import pykcm
+def run(mux: pykcm.Multiplexor) -> None:
+    mux.recv(1.0)
+    mux.attach(3)
+    mux.on_disconnect = lambda tcp, reason: None
+    mux.transports[0].no_such_method()
+    pykcm.Multiplexor("DNS")
+"""
+
+
+@pytest.fixture(params=["mypy", "pyright"])
+def checker(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+def check(checker: str, file: Path) -> tuple[int, str]:
+    # Pyright fetches itself when it is first run.
+    result = subprocess.run(
+        [sys.executable, "-m", checker, str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_45_what_callers_write(checker: str) -> None:
+    status, output = check(checker, CALLERS)
+    assert status == 0, output
+
+
+def test_45_what_they_must_not(checker: str, tmp_path: Path) -> None:
+    """A checker that takes everything would say nothing by the test above."""
+    file = tmp_path / "wrong.py"
+    file.write_text(WRONG)
+    status, output = check(checker, file)
+    lines = {int(number) for number in re.findall(r"wrong\.py:(\d+):.*error", output)}
+    assert (status, lines) == (1, {3, 4, 5, 6, 7}), output
