@@ -23,6 +23,7 @@ int pykcm_clone(int kcm_fd);
 int pykcm_clone_onto(int kcm_fd, int fd);
 void pykcm_close(int *fd);
 int pykcm_dup(int *fd, int other);
+int pykcm_clone_owned(int *fd, int kcm_fd);
 int pykcm_eventfd(int *fd);
 int pykcm_timerfd(int *fd);
 int pykcm_set_timer(int fd, long long nanoseconds);

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pykcm
 from pykcm import _loopback
@@ -125,10 +126,19 @@ def c_send(fd: int, data: bytes) -> Callable[[int], int]:
     return send
 
 
-def repeat(call: Callable[..., object], *arguments: object) -> Callable[[int], int]:
+def repeat(call: Callable[[], object]) -> Callable[[int], int]:
     def run(count: int) -> int:
         for _ in range(count):
-            call(*arguments)
+            call()
+        return count
+
+    return run
+
+
+def repeat_with(call: Callable[[Any], object], argument: object) -> Callable[[int], int]:
+    def run(count: int) -> int:
+        for _ in range(count):
+            call(argument)
         return count
 
     return run
@@ -174,8 +184,8 @@ def messages_of(size: int) -> list[Row]:
     got = receive(
         one,
         {
-            "socket": repeat(one.plain.recv, 1 << 16),
-            "kcm": repeat(kcm.recv, 1 << 16),
+            "socket": repeat_with(one.plain.recv, 1 << 16),
+            "kcm": repeat_with(kcm.recv, 1 << 16),
             "many": in_batches(lambda _: len(kcm.recv_many())),
             "c": c_receive(kcm.fileno()),
         },
@@ -183,15 +193,17 @@ def messages_of(size: int) -> list[Row]:
     sent = send(
         one,
         {
-            "socket": repeat(one.plain.send, data),
-            "kcm": repeat(kcm.send, data),
+            "socket": repeat_with(one.plain.send, data),
+            "kcm": repeat_with(kcm.send, data),
             "many": in_batches(lambda left: kcm.send_many(batch[:left])),
             "c": c_send(kcm.fileno(), data),
         },
     )
-    mux_got = receive(other, {"socket": repeat(other.plain.recv, 1 << 16), "mux": repeat(mux.recv)})
+    mux_got = receive(
+        other, {"socket": repeat_with(other.plain.recv, 1 << 16), "mux": repeat(mux.recv)}
+    )
     mux_sent = send(
-        other, {"socket": repeat(other.plain.send, data), "mux": repeat(mux.send, data)}
+        other, {"socket": repeat_with(other.plain.send, data), "mux": repeat_with(mux.send, data)}
     )
     for connection in (one, other):
         connection.plain.detach()
@@ -229,7 +241,7 @@ def asynchronous() -> list[Row]:
 
         for name, later, now in (
             ("arecv ÷ recv", receive, repeat(kcm.recv)),
-            ("asend ÷ send", send, repeat(kcm.send, data)),
+            ("asend ÷ send", send, repeat_with(kcm.send, data)),
         ):
             costs: dict[bool, list[float]] = {True: [], False: []}
             for _ in range(ROUNDS):
@@ -370,10 +382,11 @@ def imports() -> list[Row]:
 
     def cost(code: str) -> float:
         times = []
-        for _ in range(ROUNDS):
-            start = clock()
+        for _ in range(3 * ROUNDS):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, "-c", code], check=True)
-            times.append(clock() - start)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         return statistics.median(times)
 
     nothing = cost("pass")

@@ -23,14 +23,9 @@ LARGEST_MESSAGE = (1 << 31) - 2
 
 
 class Attaching:
-    """How a KCM socket attaches connections.
+    """How a KCM socket attaches connections."""
 
-    Args:
-        kcm: the KCM socket.
-    """
-
-    def __init__(self, kcm: KCMSocket) -> None:
-        self._kcm = kcm
+    def __init__(self) -> None:
         self._program: tuple[Framing, bpf.Program] | None = None
 
     def delineate(self, framing: Delineation) -> tuple[int, int | None]:
@@ -53,6 +48,7 @@ class Attaching:
 
     def attach(
         self,
+        kcm: KCMSocket,
         tcp_fd: int,
         program_fd: int,
         max_length: int | None,
@@ -84,10 +80,10 @@ class Attaching:
                             "framing's max_length, raise net.ipv4.tcp_rmem or net.core.rmem_max, "
                             "or pass allow_small_buffer=True",
                         )
-                if self._kcm.type == _socket.SOCK_SEQPACKET:
-                    self._kcm._port.keeps_rest = _trials.seqpacket_keeps_the_rest()
-                self._kcm._port.room = max(self._kcm._port.room, min(longest, LARGEST_MESSAGE) + 1)
-                _kernel.attach(self._kcm._fd(), tcp_fd, program_fd, done)
+                if kcm.type == _socket.SOCK_SEQPACKET:
+                    kcm._port.keeps_rest = _trials.seqpacket_keeps_the_rest()
+                kcm._port.room = max(kcm._port.room, min(longest, LARGEST_MESSAGE) + 1)
+                _kernel.attach(kcm._fd(), tcp_fd, program_fd, done)
             except BaseException:
                 if not done[0]:
                     before.restore(tcp_fd)

@@ -65,6 +65,13 @@ class Descriptor:
         _result(lib.pykcm_timerfd(self._number))
         return self
 
+    @classmethod
+    def clone(cls, kcm_fd: int) -> Descriptor:
+        """SIOCKCMCLONE: a new socket on the same multiplexor."""
+        self = cls()
+        _result(lib.pykcm_clone_owned(self._number, kcm_fd))
+        return self
+
     def fileno(self) -> int:
         """Its number, -1 when it is closed."""
         number: int = self._number[0]

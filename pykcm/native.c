@@ -115,6 +115,16 @@ static int pykcm_dup(int *fd, int other)
 	return own(fd, fcntl(other, F_DUPFD_CLOEXEC, 0));
 }
 
+static int pykcm_clone_owned(int *fd, int kcm_fd)
+{
+	int clone = pykcm_clone(kcm_fd);
+
+	if (clone < 0)
+		return clone;
+	*fd = clone;
+	return 0;
+}
+
 static int pykcm_eventfd(int *fd)
 {
 	return own(fd, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
