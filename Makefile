@@ -27,4 +27,6 @@ shell: ## a shell where KCM works
 	@ci/run-kcm bash --norc $(ARGS)
 
 clean: ## remove what was built and fetched
-	rm -rf .venv .cache build reports pykcm/_native.c pykcm/*.so pykcm/*.o *.egg-info
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist reports pykcm/_native.c pykcm/*.so pykcm/*.o *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import cmp_to_key
 from pathlib import Path
 
+from ci import output
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -284,4 +286,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

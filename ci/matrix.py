@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,10 +21,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ci import jobs
+from ci import jobs, output
 from ci.guest import GUEST_FAILED, TIMED_OUT
-from ci.jobs import Job, say
+from ci.jobs import Job
 from ci.kernels import ROOT, SERIES, KernelUnavailableError, fetch
+from ci.output import say
 from ci.testing import BRIEF, KERNEL_TESTS, REPORTS
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
@@ -307,4 +307,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

@@ -8,8 +8,8 @@ import signal
 import sys
 from types import FrameType
 
-from ci import qemu, uml
-from ci.guest import GUEST_FAILED, TIMED_OUT, Guest, new_run
+from ci import output, qemu, uml
+from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT, Guest, Run, new_run
 from ci.kernels import DEFAULT_SERIES, SERIES, KernelUnavailableError, fetch
 
 
@@ -22,7 +22,8 @@ def parse() -> argparse.Namespace:
         prog="ci/vm",
         description="Run COMMAND on one of Debian's stock kernels, from the project's root, with "
         "the project's .venv first in PATH. The exit status is COMMAND's; "
-        f"{TIMED_OUT} if it took too long, {GUEST_FAILED} if the guest failed. "
+        f"{KERNEL_FAULTED} if it succeeded but the kernel told of a fault, or if the kernel died; "
+        f"{TIMED_OUT} if it took too long; {GUEST_FAILED} if the guest did not get so far. "
         "What COMMAND writes stays if it lies in the project, else it is gone with the guest.",
     )
     parser.add_argument("--kernel", metavar="SERIES", default=DEFAULT_SERIES, choices=SERIES)
@@ -73,22 +74,43 @@ def main() -> int:
         interactive=os.isatty(0) and os.isatty(1),
     )
     with new_run() as run:
-        run.write_script(guest.command)
+        run.write_script(guest)
         say(f"booting {kernel.release}")
         boot = uml.boot if SERIES[arguments.kernel].uml else qemu.boot
         in_time = boot(kernel, guest, run)
-        status = run.status()
-        for line in run.kernel_complaints():
-            say(f"the kernel said: {line}")
-        if status is not None:
-            return status
-        if not in_time:
-            say(f"ended: not done after {arguments.timeout:g} s")
-        else:
-            say("the guest ended before the command did; the kernel's last words:")
-        print(run.last_words(), file=sys.stderr)
-        return GUEST_FAILED if in_time else TIMED_OUT
+        return judge(run, None if in_time else f"not done after {arguments.timeout:g} s")
+
+
+def judge(run: Run, ended: str | None) -> int:
+    """Say what a guest left that was not the command's own, and choose the exit status.
+
+    ended: why it was ended before it ended by itself.
+    """
+    at_boot, faults = run.faults()
+    for line in at_boot:
+        say(f"the kernel said before the command began: {line}")
+    for line in faults:
+        say(f"the kernel said: {line}")
+    status = run.status()
+    if status is not None:
+        if faults and status == 0:
+            say("the command succeeded, but its kernel told of a fault")
+            return KERNEL_FAULTED
+        return status
+    if percent := run.wrong_clock():
+        say(f"the guest's clock runs at {percent} % of the host's; the command was not run")
+        return GUEST_FAILED
+    if ended:
+        say(f"ended: {ended}; the kernel's last words:")
+    elif run.began():
+        say("the kernel died while the command ran; its last words:")
+    else:
+        say("the guest did not get as far as the command; the kernel's last words:")
+    print(run.last_words(), file=sys.stderr)
+    if ended:
+        return TIMED_OUT
+    return KERNEL_FAULTED if run.began() else GUEST_FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)
