@@ -95,12 +95,14 @@ right || {{ echo $percent >{run}/clock; exit; }}"""
 class Guest:
     """What to run and with what means.
 
-    memory: megabytes. timeout: seconds from the start of the boot, None for as long as it takes.
+    append: options for the kernel's command line. memory: megabytes. timeout: seconds from the
+    start of the boot, None for as long as it takes.
     icount: the guest's clock counts instructions (see ci/vm --help).
     interactive: the command's terminal is ours.
     """
 
     command: list[str]
+    append: list[str]
     cpus: int
     memory: int
     timeout: float | None

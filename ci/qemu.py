@@ -105,7 +105,8 @@ def boot(kernel: Kernel, guest: Guest, run: Run) -> bool:
     """Boot, run the guest's command and shut down; False if that took too long."""
     kvm = not guest.icount and kvm_works(kernel)
     arguments = [str(ROOT / ".venv/bin/virtme-run")]
-    arguments += ["--kimg", str(kernel.image), "--mods", "auto", "--user", "root"]
+    modules = "auto" if kernel.modules else "none"
+    arguments += ["--kimg", str(kernel.image), "--mods", modules, "--user", "root"]
     arguments += ["--force-9p", "--disable-microvm", "--rwdir", str(ROOT)]
     arguments += ["--memory", f"{guest.memory}M", "--cpus", str(guest.cpus)]
     for directory in SCRATCH:
@@ -114,23 +115,22 @@ def boot(kernel: Kernel, guest: Guest, run: Run) -> bool:
     if not kvm:
         arguments += ["--disable-kvm"]
     # A kernel that panics ends QEMU.
-    options = ["panic=-1", "console=hvc0", "loglevel=5"]
+    options = ["panic=-1", "loglevel=5"]
     if not kvm:
         khz = COUNTED_TSC_KHZ if guest.icount else tsc_khz()
         options += [*EMULATION_OPTIONS, f"tsc_early_khz={khz}"]
-    for option in options:
+    for option in options + guest.append:
         arguments += ["--kopt", option]
     if guest.interactive:
-        arguments += ["--shell", str(run.script)]
+        # The kernel's messages go to standard error, by a console of virtme-ng's.
+        arguments += ["--kopt", "console=hvc0", "--shell", str(run.script)]
     else:
         arguments += ["--script-sh", f"sh {shlex.quote(str(run.script))}"]
     arguments += ["--qemu-opts", "-no-reboot"]
     if not guest.interactive:
-        # The kernel's messages, apart from the command's output. An interactive guest has such a
-        # console from virtme-ng, on standard error.
-        arguments += ["-chardev", f"file,id=kernel,path={run.console}"]
-        arguments += ["-device", "virtio-serial-pci,id=kernel-bus"]
-        arguments += ["-device", "virtconsole,bus=kernel-bus.0,chardev=kernel"]
+        # virtme-ng throws away what comes by the serial line. A kernel says there what is wrong
+        # without virtio too, and from its beginning.
+        arguments += ["-set", f"chardev.console.path={run.console}"]
     if guest.icount:
         arguments += ["-icount", "shift=0,sleep=off"]
     elif not kvm:

@@ -103,7 +103,7 @@ def test_help_that_nobody_takes_leaves_no_trace(command: str, where: str) -> Non
     "program",
     [
         # Each writes without end to a standard output that is closed or full.
-        "from ci import guest, output; g = guest.Guest(['x'], 1, 1, 30, False, False); "
+        "from ci import guest, output; g = guest.Guest(['x'], [], 1, 1, 30, False, False); "
         "output.run(lambda: guest.execute(['yes'], g, None))",
         "from ci import jobs, output; job = jobs.Job('a', ('yes',)); "
         "output.run(lambda: jobs.run([job, job], 2)[0])",
