@@ -314,16 +314,23 @@ class Lab:
         """How many messages wait in a socket of the only multiplexor of an isolated check."""
         # The kernel numbers a multiplexor's sockets in the order of their making (init_kcm_sock).
         number = self._sockets.index(kcm)
-        return next(s.receive_queue for s in self.multiplexor().sockets if s.index == number)
+        sockets = self.multiplexor().sockets
+        return self.shown(next(s.receive_queue for s in sockets if s.index == number))[0]
 
-    def totals(self) -> dict[str, int]:
-        """The columns of /proc/net/kcm_stats: "MUX" or "Psock" and the kernel's name."""
-        lines = [line.split() for line in self.calls.proc("kcm_stats").splitlines()]
-        return {
-            f"{names[0]} {name}": int(value)
-            for names, values in (lines[0:2], lines[2:4])
-            for name, value in zip(names[1:], values, strict=True)
-        }
+    def shown(self, *columns: int | None) -> tuple[int, ...]:
+        """Columns of /proc/net/kcm; skips the check where the kernel lacks one."""
+        there = tuple(column for column in columns if column is not None)
+        if len(there) < len(columns):
+            raise Skip("this kernel's /proc/net/kcm lacks a column that is looked at")
+        return there
+
+    def total(self, name: str) -> int:
+        """A column of /proc/net/kcm_stats: "MUX" or "Psock", and the kernel's name."""
+        section, column = name.split()
+        columns = dict(stat.raw_totals(self.calls.proc("kcm_stats")))[section]
+        if column not in columns:
+            raise Skip(f"this kernel's /proc/net/kcm_stats has no column {name}")
+        return columns[column]
 
     @contextlib.contextmanager
     def descriptors_unchanged(self) -> Iterator[None]:

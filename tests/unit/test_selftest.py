@@ -370,6 +370,29 @@ class TestRunner:
             os.waitpid(-1, os.WNOHANG)
 
 
+class TestStatistics:
+    """A kernel that lacks a column can't be asked for it: the checks of it are skipped."""
+
+    class Without(Calls):
+        def proc(self, name: str) -> str:
+            if name == "kcm_stats":
+                return "MUX Attach\n 5\nPsock\n\n"
+            return (
+                "*** KCM statistics (1 MUX) ****\n"
+                "Object Recv-Q Status\nmux - KCMs: 1, Psocks 0\nkcm-0 2 RxWait\n"
+            )
+
+    def test_a_missing_column(self) -> None:
+        with Lab(self.Without(), Environment()) as lab:
+            assert lab.total("MUX Attach") == 5
+            with pytest.raises(Skip, match="no column Psock RX-Aborts"):
+                lab.total("Psock RX-Aborts")
+            line = lab.multiplexor().sockets[0]
+            assert lab.shown(line.receive_queue) == (2,)
+            with pytest.raises(Skip, match="lacks a column"):
+                lab.shown(line.receive_queue, line.tx_bytes)
+
+
 class TestEnvironment:
     @pytest.mark.parametrize(
         ("text", "found"),
