@@ -53,6 +53,9 @@ class Lab:
         environment: what this process may do.
         patience: seconds to wait for what has to happen.
         quiet: seconds to look whether something happens that must not.
+
+    Attributes:
+        notes: what a check that passes has to say.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Lab:
         self.environment = environment
         self.patience = patience
         self.quiet = quiet
+        self.notes: list[str] = []
         self._open = contextlib.ExitStack()
         self._sockets: list[socket.socket] = []
         self._isolated = False
