@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 
-from pykcm.selftest import report
+from pykcm.selftest import report, stress
 from pykcm.selftest.formats import FORMATS
 
 _EXIT_STATUS = """\
@@ -59,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--jobs", type=_at_least_one, default=1, metavar="N", help="N checks at once (1)")
     add("--repeat", type=_at_least_one, default=1, metavar="N", help="make each check N times (1)")
+    add(
+        "--stress",
+        type=float,
+        metavar="SECONDS",
+        help="instead of the checks: processes and threads that do everything at once on one "
+        "multiplexor, each message checked",
+    )
+    add("--seed", type=int, metavar="N", help="of --stress; told in the report, random by default")
     return parser
 
 
@@ -75,6 +84,8 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
     parser = _parser()
     parser.prog = " ".join(program)
     given = parser.parse_args(arguments)
+    if given.stress is not None and (given.filter or given.list):
+        parser.error("--stress makes no other checks: leave --filter and --list away")
     try:
         groups = report.select(given.filter)
     except ValueError as error:
@@ -82,6 +93,9 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
     if given.list:
         report.list_checks(groups, given.format == "json")
         return 0
+    if given.stress is not None:
+        seed = random.SystemRandom().randrange(1 << 32) if given.seed is None else given.seed
+        groups = [stress.group(given.stress, seed)]
     options = report.Options(
         format=given.format,
         expect_known=given.expect_known,

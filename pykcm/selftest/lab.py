@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pykcm import _loopback, bpf
+from pykcm import _loopback, _offset, bpf
 from pykcm import statistics as stat
 from pykcm._binding import lib
+from pykcm.errors import CapabilityError, UnavailableError
 from pykcm.selftest.calls import Calls, name_of
 from pykcm.selftest.check import Failure, Skip
 from pykcm.selftest.environment import Environment
@@ -123,6 +124,18 @@ class Lab:
     def fixed(self, size: int) -> bpf.Program:
         """A program for messages of one size, which works wherever they lie in a segment."""
         return self.program(f"r0 = {size}\nexit")
+
+    def separating(self) -> bpf.Program:
+        """A program for the documented one's messages, wherever they lie in a segment."""
+        if self.environment.no_programs:
+            raise Skip(self.environment.no_programs)
+        try:
+            strategy = _offset.find_strategy()
+        except CapabilityError as error:
+            raise Skip(str(error)) from None
+        except UnavailableError as error:
+            raise Failure(f"an offset\nexpected: a way to read it\nseen: {error}") from None
+        return self.program(f"{strategy.lines('r7')}\nr0 = *(u32 *)skb[r7]\nr0 += 4\nexit")
 
     def attach(self, kcm: socket.socket, tcp: socket.socket, program: bpf.Program) -> None:
         self.calls.attach(kcm.fileno(), tcp.fileno(), program.fd)
