@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pykcm import _loopback, bpf
+from pykcm import _loopback, _offset, bpf
 from pykcm import statistics as stat
 from pykcm._binding import lib
+from pykcm.errors import CapabilityError, UnavailableError
 from pykcm.selftest.calls import Calls, name_of
 from pykcm.selftest.check import Failure, Skip
 from pykcm.selftest.environment import Environment
@@ -53,6 +54,9 @@ class Lab:
         environment: what this process may do.
         patience: seconds to wait for what has to happen.
         quiet: seconds to look whether something happens that must not.
+
+    Attributes:
+        notes: what a check that passes has to say.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Lab:
         self.environment = environment
         self.patience = patience
         self.quiet = quiet
+        self.notes: list[str] = []
         self._open = contextlib.ExitStack()
         self._sockets: list[socket.socket] = []
         self._isolated = False
@@ -119,6 +124,18 @@ class Lab:
     def fixed(self, size: int) -> bpf.Program:
         """A program for messages of one size, which works wherever they lie in a segment."""
         return self.program(f"r0 = {size}\nexit")
+
+    def separating(self) -> bpf.Program:
+        """A program for the documented one's messages, wherever they lie in a segment."""
+        if self.environment.no_programs:
+            raise Skip(self.environment.no_programs)
+        try:
+            strategy = _offset.find_strategy()
+        except CapabilityError as error:
+            raise Skip(str(error)) from None
+        except UnavailableError as error:
+            raise Failure(f"an offset\nexpected: a way to read it\nseen: {error}") from None
+        return self.program(f"{strategy.lines('r7')}\nr0 = *(u32 *)skb[r7]\nr0 += 4\nexit")
 
     def attach(self, kcm: socket.socket, tcp: socket.socket, program: bpf.Program) -> None:
         self.calls.attach(kcm.fileno(), tcp.fileno(), program.fd)
@@ -314,16 +331,23 @@ class Lab:
         """How many messages wait in a socket of the only multiplexor of an isolated check."""
         # The kernel numbers a multiplexor's sockets in the order of their making (init_kcm_sock).
         number = self._sockets.index(kcm)
-        return next(s.receive_queue for s in self.multiplexor().sockets if s.index == number)
+        sockets = self.multiplexor().sockets
+        return self.shown(next(s.receive_queue for s in sockets if s.index == number))[0]
 
-    def totals(self) -> dict[str, int]:
-        """The columns of /proc/net/kcm_stats: "MUX" or "Psock" and the kernel's name."""
-        lines = [line.split() for line in self.calls.proc("kcm_stats").splitlines()]
-        return {
-            f"{names[0]} {name}": int(value)
-            for names, values in (lines[0:2], lines[2:4])
-            for name, value in zip(names[1:], values, strict=True)
-        }
+    def shown(self, *columns: int | None) -> tuple[int, ...]:
+        """Columns of /proc/net/kcm; skips the check where the kernel lacks one."""
+        there = tuple(column for column in columns if column is not None)
+        if len(there) < len(columns):
+            raise Skip("this kernel's /proc/net/kcm lacks a column that is looked at")
+        return there
+
+    def total(self, name: str) -> int:
+        """A column of /proc/net/kcm_stats: "MUX" or "Psock", and the kernel's name."""
+        section, column = name.split()
+        columns = dict(stat.raw_totals(self.calls.proc("kcm_stats")))[section]
+        if column not in columns:
+            raise Skip(f"this kernel's /proc/net/kcm_stats has no column {name}")
+        return columns[column]
 
     @contextlib.contextmanager
     def descriptors_unchanged(self) -> Iterator[None]:

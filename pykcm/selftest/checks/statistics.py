@@ -20,7 +20,7 @@ _STATS = code("kcm_stats_seq_show", _PROC)
 
 def _total(lab: Lab, name: str, wanted: int) -> None:
     """Fail unless a column of kcm_stats becomes what is wanted."""
-    lab.eventually(f"/proc/net/kcm_stats, {name}", lambda: lab.totals()[name], wanted)
+    lab.eventually(f"/proc/net/kcm_stats, {name}", lambda: lab.total(name), wanted)
 
 
 @GROUP.check(code("kcm_format_mux_header", _PROC))
@@ -55,7 +55,7 @@ def received_messages_are_counted(lab: Lab) -> None:
     lab.calls.tcp_send(far, bytes(30))
     lab.received(kcm, [bytes(10)] * 2)
     line = lab.multiplexor().sockets[0]
-    lab.expect("RX-Msgs, RX-Bytes", (line.rx_messages, line.rx_bytes), (2, 20))
+    lab.expect("RX-Msgs, RX-Bytes", lab.shown(line.rx_messages, line.rx_bytes), (2, 20))
 
 
 @GROUP.check(_SOCKET)
@@ -66,16 +66,16 @@ def sent_messages_are_counted(lab: Lab) -> None:
     for _ in range(3):
         lab.calls.send(kcm.fileno(), [bytes(7)])
     line = lab.multiplexor().sockets[0]
-    lab.expect("TX-Msgs, TX-Bytes", (line.tx_messages, line.tx_bytes), (3, 21))
+    lab.expect("TX-Msgs, TX-Bytes", lab.shown(line.tx_messages, line.tx_bytes), (3, 21))
 
 
 @GROUP.check(_SOCKET)
 def queued_messages_are_counted(lab: Lab) -> None:
     """A socket's line tells how many messages wait to be received."""
     lab.isolate()
-    _, _, far = lab.attached(lab.fixed(10))
+    kcm, _, far = lab.attached(lab.fixed(10))
     lab.calls.tcp_send(far, bytes(30))
-    lab.eventually("Recv-Q", lambda: lab.multiplexor().sockets[0].receive_queue, 3)
+    lab.eventually("Recv-Q", lambda: lab.queued(kcm), 3)
 
 
 @GROUP.check(_SOCKET)
@@ -86,7 +86,7 @@ def unsent_messages_are_counted(lab: Lab) -> None:
     for _ in range(3):
         lab.calls.send(kcm.fileno(), [bytes(7)])
     line = lab.multiplexor().sockets[0]
-    seen = line.send_queue, "TxWait" in line.status
+    seen = *lab.shown(line.send_queue), "TxWait" in line.status
     lab.expect("Send-Q, TxWait in the status", seen, (3, True))
 
 
@@ -107,7 +107,7 @@ def connection_counts_what_arrives(lab: Lab) -> None:
     lab.calls.tcp_send(far, bytes(30))
     lab.received(kcm, [bytes(10)] * 3)
     line = lab.multiplexor().psocks[0]
-    lab.expect("RX-Msgs, RX-Bytes", (line.rx_messages, line.rx_bytes), (3, 30))
+    lab.expect("RX-Msgs, RX-Bytes", lab.shown(line.rx_messages, line.rx_bytes), (3, 30))
 
 
 @GROUP.check(_PSOCK)
@@ -118,11 +118,12 @@ def connection_counts_what_is_sent(lab: Lab) -> None:
     for _ in range(3):
         lab.calls.send(kcm.fileno(), [bytes(7)])
 
-    def counts() -> tuple[int, int]:
+    def counts() -> tuple[int, ...]:
         line = lab.multiplexor().psocks[0]
-        return line.tx_messages, line.tx_bytes
+        return lab.shown(line.tx_messages, line.tx_bytes)
 
-    lab.eventually("TX-Msgs, TX-Bytes", counts, (3, 21))
+    wanted: tuple[int, ...] = (3, 21)
+    lab.eventually("TX-Msgs, TX-Bytes", counts, wanted)
 
 
 @GROUP.check(_PSOCK)
