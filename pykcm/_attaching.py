@@ -7,7 +7,7 @@ import errno
 import socket as _socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pykcm import _explain, _kernel, _tcp, _trials
+from pykcm import _kernel, _tcp
 from pykcm.errors import ArgumentError, AttachError, KCMOSError
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Attaching:
         Args:
             done: an `int[1]`, set to 1 when it is attached, whatever exception comes then.
         """
+        from pykcm import _explain, _trials
+
         done = _kernel.integer() if done is None else done
         try:
             _trials.refuse_unfit(tcp_fd)
@@ -108,11 +110,12 @@ def longest_message(framing: Delineation) -> int | None:
     Raises:
         ArgumentError: it is neither.
     """
-    from pykcm import bpf
     from pykcm.framing import Framing
 
     if isinstance(framing, Framing):
         return framing.max_length
+    from pykcm import bpf
+
     if isinstance(framing, (bpf.Program, int)):
         return None
     raise ArgumentError(
