@@ -1,5 +1,6 @@
 """Build pykcm._native: CFFI, API mode, against the system's <linux/kcm.h> and <linux/bpf.h>."""
 
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -53,12 +54,15 @@ int pykcm_bpf_get(const char *path);
 const char *pykcm_bpf_helper_name(unsigned int number);
 """
 
+# A free-threaded Python has no limited API; cffi then ignores py_limited_api by itself.
+LIMITED = [] if sysconfig.get_config_var("Py_GIL_DISABLED") else [("Py_LIMITED_API", "0x030A0000")]
+
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
 ffibuilder.set_source(
     "pykcm._native",
     (Path(__file__).parent / "pykcm" / "native.c").read_text(encoding="utf-8"),
-    define_macros=[("_GNU_SOURCE", None), ("Py_LIMITED_API", "0x030A0000")],
+    define_macros=[("_GNU_SOURCE", None), *LIMITED],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
     depends=["pykcm/native.c"],
     py_limited_api=True,
