@@ -62,3 +62,29 @@ for call in (pykcm.KCMSocket, pykcm.FixedLength(8).load):
 """
     # The platform is looked at when the module is used, not when it is imported.
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="before Python 3.12 every interpreter shares one GIL"
+)
+def test_in_an_interpreter_with_its_own_gil() -> None:
+    """The package is in order there: the advice to install it again would be wrong."""
+    script = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+inner = '''
+import pykcm
+try:
+    pykcm.FixedLength(8).load()
+except pykcm.UnavailableError as error:
+    print(error, flush=True)
+'''
+print(interpreters.run_string(interpreters.create(), inner))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert "in an interpreter with its own GIL" in result.stdout, result
+    assert "install" not in result.stdout
