@@ -17,14 +17,16 @@ _LOG_SIZES = (1 << 20, (1 << 24) - 1)  # the second is the most that every kerne
 
 def retried(call: Callable[..., T], *arguments: Any) -> T:
     """The result of a call that is made again for EINTR, and some times for EAGAIN."""
-    attempts = 1
+    left = _ATTEMPTS
     while True:
         try:
             return call(*arguments)
-        except (InterruptedError, BlockingIOError) as error:
-            if error.errno == errno.EAGAIN and attempts == _ATTEMPTS:
+        except InterruptedError:
+            continue
+        except BlockingIOError:
+            left -= 1
+            if not left:
                 raise
-            attempts += 1
 
 
 def load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -> int:

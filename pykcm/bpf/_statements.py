@@ -18,6 +18,8 @@ from pykcm.bpf._lexer import (
 )
 from pykcm.bpf._parser import S32_MAX, S32_MIN, U64_MAX, Parser
 
+_DEPTH = 50  # of macros in macros; an interpreter's stack holds more
+
 
 def read(p: Parser, block: Block) -> None:
     """Assemble a block's lines.
@@ -62,18 +64,23 @@ def _statement(p: Parser) -> None:
     while tokens[at + 1 : at + 2] == [":"]:
         _label(p, tokens[at])
         p.at = at = at + 2
+    if tokens[at] == "(" and tokens[at + 2 : at + 3] == [")"]:
+        _annotated(p)
+    else:
+        _instruction(p)
+
+
+def _instruction(p: Parser) -> None:
+    tokens, at = p.tokens, p.at
     p.start = at
     first = tokens[at]
-    if first == "(" and tokens[at + 2 : at + 3] == [")"]:
-        _annotated(p)
-        return
     if register := REGISTERS.get(first):
         if tokens[at + 1] == "=" and tokens[at + 2] in p.macros:
             p.at = at + 2
             _expand(p, *register)
-            return
-        p.at = at + 1
-        arithmetic(p, *register)
+        else:
+            p.at = at + 1
+            arithmetic(p, *register)
     elif statement := _STATEMENTS.get(first):
         p.at = at + 1
         statement(p)
@@ -109,7 +116,7 @@ def _annotated(p: Parser) -> None:
         p.fail("an instruction")
     slot = len(p.code)
     p.at += 3
-    _statement(p)
+    _instruction(p)
     if len(p.code) == slot or p.code[slot].opcode != opcode:
         raise StatementError(place, f"({text}) is not the opcode of the instruction after it")
 
@@ -121,10 +128,14 @@ def _expand(p: Parser, dst: int, wide: bool) -> None:
         p.fail(f"a 64-bit register on the left of the macro {name}", p.start)
     place = Place(p.block, p.line, p.at)
     block: Block | None = p.block
+    depth = 0
     while block is not None:
         if block.macro == name:
             raise StatementError(p.at, f"the macro {name} uses itself")
         block = block.user.block if block.user else None
+        depth += 1
+    if depth > _DEPTH:
+        raise StatementError(p.at, f"macros are used in macros more than {_DEPTH} deep")
     text = p.macros[name].replace("$dst", f"r{dst}")
     saved = p.block, p.line, p.tokens, p.at + 1
     read(p, Block(text, name, place))

@@ -143,6 +143,7 @@ ERRORS = [
     ("CONST: exit", 1, 1, "the label CONST has the name of a symbol"),
     ("call nothing", 1, 6, "nothing is neither a label nor a known helper"),
     ("call bpf_redirect#113", 1, 19, "helper 113 is not bpf_redirect"),
+    ("(bf) (bf) r0 = r1", 1, 6, "expected an instruction, found '('"),
     ("(61) r0 = 0", 1, 2, "(61) is not the opcode of the instruction after it"),
     ("r0 = 1 /* never closed\nexit", 1, 8, "the comment has no end"),
     # Symbols.
@@ -234,6 +235,13 @@ def test_a_macro_may_jump_out_and_may_use_macros() -> None:
     assert assemble(text, outer=outer, inner="$dst = 5") == assemble(
         "r7 = 5\nif r7 == 1 goto +1\nexit\nr0 = 0\nexit"
     )
+
+
+def test_macros_in_macros_have_a_limit() -> None:
+    macros = {f"M{number}": f"$dst = M{number + 1}" for number in range(2000)}
+    assert assemble("r1 = M1951", **macros, M2000="$dst = 1") == assemble("r1 = 1")
+    with pytest.raises(AssemblyError, match="used in macros more than 50 deep"):
+        assemble("r1 = M1950", **macros, M2000="$dst = 1")
 
 
 @pytest.mark.parametrize("name", ["r1", "goto", "skb", "u8", "be16", "a b", "1x", "é"])
