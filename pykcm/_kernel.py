@@ -117,6 +117,8 @@ def _vectors(buffers: Sequence[Buffer], *, writable: bool = False) -> Iterator[t
 
 # ---- bpf(2) ----
 # Source: include/uapi/linux/bpf.h and kernel/bpf/syscall.c.
+# No line lies between a call that makes a descriptor and its return: an exception there, a signal
+# handler's, would leave the descriptor to nobody.
 
 
 def bpf_load(
@@ -133,7 +135,8 @@ def bpf_load(
     room = ffi.from_buffer("char[]", log, require_writable=True) if log else ffi.NULL
     size = len(log) if log else 0
     level = 1 if log else 0
-    return _result(lib.pykcm_bpf_load(kind, code, len(code) // 8, license, name, room, size, level))
+    arguments = kind, code, len(code) // 8, license, name, room, size, level
+    return fd if (fd := lib.pykcm_bpf_load(*arguments)) >= 0 else _result(fd)
 
 
 def bpf_run(fd: int, data: bytes, repeat: int) -> tuple[int, int]:
@@ -163,4 +166,4 @@ def bpf_pin(fd: int, path: bytes) -> None:
 
 def bpf_get(path: bytes) -> int:
     """BPF_OBJ_GET: the descriptor of what is pinned there, close-on-exec."""
-    return _result(lib.pykcm_bpf_get(path))
+    return fd if (fd := lib.pykcm_bpf_get(path)) >= 0 else _result(fd)

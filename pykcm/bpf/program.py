@@ -73,7 +73,8 @@ class Program:
 
     def __init__(self, fd: int) -> None:
         """Take over a program's descriptor: closing it is the Program's business from now on."""
-        self._fd = fd
+        # In a list, which gives it up only once, whatever exception or thread comes between.
+        self._fds = [fd]
 
     @classmethod
     def load(
@@ -123,7 +124,9 @@ class Program:
                 f"the program's name {name[:40]!r} is not up to {_NAME_LIMIT} letters, digits, "
                 "'_' and '.'",
             )
-        return cls(load(bytes(code), licence, name, text, lines))
+        program = cls._closed()
+        program._fds.append(load(bytes(code), licence, name, text, lines))
+        return program
 
     @classmethod
     def from_elf(cls, path: str | os.PathLike[str], section: str | None = None) -> Program:
@@ -161,8 +164,9 @@ class Program:
         """
         where = os.fspath(path)
         encoded = _path(where)
+        program = cls._closed()
         try:
-            program = cls(retried(_kernel.bpf_get, encoded))
+            program._fds.append(retried(_kernel.bpf_get, encoded))
         except OSError as error:
             what = f"opening the pinned program {where}"
             raise _explain.explain(error, _explain.PIN, what=what, path=where) from error
@@ -175,6 +179,13 @@ class Program:
             raise BPFError(errno.EINVAL, f"{where} is not a program but {kind}")
         return program
 
+    @classmethod
+    def _closed(cls) -> Program:
+        """The owner of a descriptor that is to come: no line may lie between the two."""
+        program = cls.__new__(cls)
+        program._fds = []
+        return program
+
     @property
     def fd(self) -> int:
         """The descriptor.
@@ -182,9 +193,9 @@ class Program:
         Raises:
             ValueError: the Program is closed.
         """
-        if self._fd < 0:
+        if not self._fds:
             raise ValueError("the program is closed")
-        return self._fd
+        return self._fds[0]
 
     def fileno(self) -> int:
         """The descriptor, as `fd`."""
@@ -193,13 +204,12 @@ class Program:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._fd < 0
+        return not self._fds
 
     def close(self) -> None:
         """Close the descriptor.  A second call does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._fds:
+            os.close(self._fds.pop())
 
     @property
     def info(self) -> ProgramInfo:
@@ -295,12 +305,13 @@ class Program:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+        if getattr(self, "_fds", None):
+            text = f"{self!r} was not closed"
+            self.close()  # first: the warning may be made an exception
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
-        return f"<pykcm.bpf.Program {'closed' if self._fd < 0 else f'fd={self._fd}'}>"
+        return f"<pykcm.bpf.Program {f'fd={self.fd}' if self._fds else 'closed'}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Program is a descriptor: it can be neither copied nor pickled")

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -501,11 +503,81 @@ def test_the_descriptor_is_close_on_exec_and_closed_by_the_block() -> None:
             use()
 
 
+class Struck(Exception):  # noqa: N818
+    """An exception that may come at any line, as a signal handler's may."""
+
+
+def struck_at(number: int, call: Callable[[], object]) -> bool:
+    """Make a call; whether it got to so many lines of pykcm that an exception struck."""
+    left = number
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_name == "__del__":
+            return None  # what is raised there reaches nobody
+        if event == "line" and "/pykcm/" in frame.f_code.co_filename:
+            left -= 1
+            if left == -1:
+                raise Struck
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Struck:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore:.*was not closed:ResourceWarning")
+@pytest.mark.parametrize("way", ["load", "from_pin", "close"])
+def test_an_exception_at_any_line_leaves_no_descriptor_open(way: str, bpffs: Path) -> None:
+    def load() -> None:
+        Program.load(code).close()
+
+    def from_pin() -> None:
+        Program.from_pin(bpffs / "program").close()
+
+    code = bpf.assemble(RETURN_0)
+    with Program.load(code) as pinned:
+        pinned.pin(bpffs / "program")
+    before = descriptors()
+    for line in range(1000):
+        loaded = Program.load(code)
+        if way != "close":
+            loaded.close()
+        struck = struck_at(line, {"load": load, "from_pin": from_pin, "close": loaded.close}[way])
+        loaded.close()
+        gc.collect()
+        assert descriptors() == before, line
+        if not struck:
+            break
+    assert 1 < line < 999
+
+
 def test_a_forgotten_program_warns_and_is_closed() -> None:
     loaded = Program.load(RETURN_0)
     with pytest.warns(ResourceWarning, match="was not closed"):
         del loaded
         gc.collect()
+
+
+def test_a_forgotten_program_is_closed_where_warnings_are_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: seen.append(error.exc_type))
+    before = descriptors()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = Program.load(RETURN_0)
+        del loaded
+        gc.collect()
+    assert descriptors() == before
+    assert seen == [ResourceWarning]
 
 
 def test_a_program_can_be_neither_copied_nor_pickled() -> None:
