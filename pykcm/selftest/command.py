@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 
-from pykcm.selftest import report
+from pykcm.selftest import diff, report, stress
 from pykcm.selftest.formats import FORMATS
 
 _EXIT_STATUS = """\
@@ -59,6 +60,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--jobs", type=_at_least_one, default=1, metavar="N", help="N checks at once (1)")
     add("--repeat", type=_at_least_one, default=1, metavar="N", help="make each check N times (1)")
+    add(
+        "--stress",
+        type=float,
+        metavar="SECONDS",
+        help="instead of the checks: processes and threads that do everything at once on one "
+        "multiplexor, each message checked",
+    )
+    add("--seed", type=int, metavar="N", help="of --stress; told in the report, random by default")
+    add(
+        "--export",
+        metavar="FILE.pyz",
+        help="make no checks: write the selftest as one file that needs nothing but Python 3.10, "
+        "for any machine",
+    )
+    add(
+        "--diff",
+        nargs=2,
+        metavar="FILE",
+        help="make no checks: tell what differs between two reports in JSON; exit status 1 if any "
+        "check does",
+    )
     return parser
 
 
@@ -75,6 +97,12 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
     parser = _parser()
     parser.prog = " ".join(program)
     given = parser.parse_args(arguments)
+    if given.export:
+        return _export(given.export)
+    if given.diff:
+        return diff.run(*given.diff)
+    if given.stress is not None and (given.filter or given.list):
+        parser.error("--stress makes no other checks: leave --filter and --list away")
     try:
         groups = report.select(given.filter)
     except ValueError as error:
@@ -82,6 +110,9 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
     if given.list:
         report.list_checks(groups, given.format == "json")
         return 0
+    if given.stress is not None:
+        seed = random.SystemRandom().randrange(1 << 32) if given.seed is None else given.seed
+        groups = [stress.group(given.stress, seed)]
     options = report.Options(
         format=given.format,
         expect_known=given.expect_known,
@@ -90,6 +121,20 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
         command=(*program, *arguments),
     )
     return report.run(groups, options)
+
+
+def _export(path: str) -> int:
+    try:
+        from pykcm.selftest import export
+    except ImportError:
+        print("kcm selftest: this is an exported file itself: copy it", file=sys.stderr)
+        return 1
+    try:
+        export.write(path)
+    except OSError as error:
+        print(f"kcm selftest: {path} can't be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
