@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Sequence
 
-from pykcm.selftest import report, stress
+from pykcm.selftest import diff, report, stress
 from pykcm.selftest.formats import FORMATS
 
 _EXIT_STATUS = """\
@@ -68,6 +68,19 @@ def _parser() -> argparse.ArgumentParser:
         "multiplexor, each message checked",
     )
     add("--seed", type=int, metavar="N", help="of --stress; told in the report, random by default")
+    add(
+        "--export",
+        metavar="FILE.pyz",
+        help="make no checks: write the selftest as one file that needs nothing but Python 3.10, "
+        "for any machine",
+    )
+    add(
+        "--diff",
+        nargs=2,
+        metavar="FILE",
+        help="make no checks: tell what differs between two reports in JSON; exit status 1 if any "
+        "check does",
+    )
     return parser
 
 
@@ -84,6 +97,10 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
     parser = _parser()
     parser.prog = " ".join(program)
     given = parser.parse_args(arguments)
+    if given.export:
+        return _export(given.export)
+    if given.diff:
+        return diff.run(*given.diff)
     if given.stress is not None and (given.filter or given.list):
         parser.error("--stress makes no other checks: leave --filter and --list away")
     try:
@@ -104,6 +121,20 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
         command=(*program, *arguments),
     )
     return report.run(groups, options)
+
+
+def _export(path: str) -> int:
+    try:
+        from pykcm.selftest import export
+    except ImportError:
+        print("kcm selftest: this is an exported file itself: copy it", file=sys.stderr)
+        return 1
+    try:
+        export.write(path)
+    except OSError as error:
+        print(f"kcm selftest: {path} can't be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ class Verdict:
             "summary": self.check.summary,
             "source": self.check.source,
             "status": self.outcome.status,
+            "kind": self.kind,
             "known_deviation": dataclasses.asdict(self.deviation) if self.deviation else None,
             "ok": self.ok,
             "seconds": round(self.outcome.seconds, 3),

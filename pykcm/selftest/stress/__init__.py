@@ -51,7 +51,7 @@ def _stress(lab: Lab, seconds: float, seed: int) -> None:
         rough = total["rounds"] % 2 == 1
         total["rounds"] += 1
         length = min(_ROUND, max(1.0, end - time.monotonic()))
-        with Lab(lab.calls, lab.environment, lab.patience, lab.quiet) as own:
+        with lab.another() as own:
             total += Round(own, name, rough, programs).run(length)
     counts = ", ".join(f"{count} {what}" for what, count in total.items())
     lab.notes.append(f"seed {seed}: {counts}")
