@@ -173,6 +173,7 @@ def run(
         Stopped: there was such a byte.
     """
     waiting = enumerate(jobs)
+    number, job = next(waiting, (0, None))
     running: dict[int, tuple[int, _Child]] = {}
     done: dict[int, Outcome] = {}
     next_out = 0
@@ -180,21 +181,20 @@ def run(
     if stop >= 0:
         poll.register(stop, select.POLLIN)
     watch = _watch()
-    more = True
+    alone = False
     try:
-        while more or running:
-            while more and len(running) < parallel:
-                try:
-                    number, job = next(waiting)
-                except StopIteration:
-                    more = False
-                    break
+        while job or running:
+            while job and len(running) < parallel and not alone:
                 if environment.no_sockets:
                     done[number] = Outcome("skip", (environment.no_sockets,), 0.0)
-                    continue
-                child = _Child(job, environment)
-                poll.register(child.fd, select.POLLIN)
-                running[child.fd] = number, child
+                elif job.check.alone and running:
+                    break
+                else:
+                    alone = job.check.alone
+                    child = _Child(job, environment)
+                    poll.register(child.fd, select.POLLIN)
+                    running[child.fd] = number, child
+                number, job = next(waiting, (0, None))
             if running:
                 first = min(child.deadline for _, child in running.values())
                 ready = dict(poll.poll(max(0.0, first - time.monotonic()) * 1000 + 1))
@@ -205,8 +205,9 @@ def run(
                 finished |= {fd for fd, (_, child) in running.items() if child.deadline <= now}
                 for fd in finished:
                     poll.unregister(fd)
-                    number, child = running.pop(fd)
-                    done[number] = _judged(child.finish(), watch, len(running))
+                    finished_number, child = running.pop(fd)
+                    done[finished_number] = _judged(child.finish(), watch, len(running))
+                    alone = False
             while next_out in done:
                 yield done.pop(next_out)
                 next_out += 1

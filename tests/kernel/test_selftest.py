@@ -8,16 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pykcm.selftest import ktap
+from tests.kernel_source import selftests_library
 
 # In an emulated guest on a busy host all the checks together take minutes.
 pytestmark = pytest.mark.timeout(600)
 
+ROOT = Path(__file__).parents[2]
 KCM = [sys.executable, "-c", "import pykcm.cli; pykcm.cli.main()", "selftest"]
 RESULT = re.compile(
     r"(ok|not ok) (\d+) (\S+) # (?:(?:SKIP|XFAIL|XPASS|TIMEOUT|ERROR)\b.* )?time=\d+ms"
@@ -103,6 +106,42 @@ class TestAnotherParser:
         assert f"Files={len(files)}, Tests={len(listed())}," in said, said
 
 
+def test_as_the_kernel_wants_it(tmp_path: Path) -> None:
+    """contrib/selftests-net-kcm runs on the kernel's own library, and says the same."""
+    selftests_library(tmp_path)
+    generate = ROOT / "contrib/selftests-net-kcm/generate"
+    subprocess.run([sys.executable, str(generate), str(tmp_path / "net/kcm")], check=True)
+    # As in an installed tree: no pykcm but the one that was generated.
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", str(tmp_path / "net/kcm/kcm.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = result.stdout.splitlines()
+    results = [line for line in lines if re.match(r"(not )?ok \d+ kcm\.", line)]
+    assert [line.split()[-1 if "#" not in line else 2] for line in results] == [
+        f"kcm.{name}" for name in listed()
+    ]
+    assert not [line for line in results if line.startswith("not ok")], result.stdout
+    assert result.returncode == 0, result.stderr
+
+
+def test_exported(tmp_path: Path, report: subprocess.CompletedProcess[str]) -> None:
+    """One file, and a Python that has no more than it came with."""
+    file = tmp_path / "kcm.pyz"
+    assert run("--export", str(file)).returncode == 0
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", str(file), "--expect-known", "--jobs", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == report.stdout.splitlines()[-1]
+
+
 def test_json(report: subprocess.CompletedProcess[str]) -> None:
     result = run("--json", "--filter", "attach.u*")
     document = json.loads(result.stdout)
@@ -185,6 +224,12 @@ def blacklisted() -> Iterator[Path]:
     file = Path("/etc/modprobe.d/pykcm-test.conf")
     file.write_text("blacklist kcm\n", encoding="ascii")
     try:
+        # Sockets of processes that were ended are given up a little later, on a busy host much.
+        users = Path("/sys/module/kcm/refcnt")
+        end = time.monotonic() + 60
+        while users.read_text(encoding="ascii") != "0\n" and time.monotonic() < end:
+            time.sleep(0.05)
+        assert users.read_text(encoding="ascii") == "0\n", Path("/proc/net/kcm").read_text("ascii")
         subprocess.run(["rmmod", "kcm"], check=True)
         yield file
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -10,9 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +20,7 @@ from pykcm.selftest.check import Check, Failure, Group, Skip
 from pykcm.selftest.environment import Environment
 from pykcm.selftest.lab import Lab
 from pykcm.selftest.verdict import Verdict
+from tests.kernel_source import kernel_module, kernel_source
 
 
 class TestWriter:
@@ -86,10 +83,6 @@ def skips(lab: Lab) -> None:
 
 def breaks(lab: Lab) -> None:
     raise ZeroDivisionError("a mistake")
-
-
-def hangs(lab: Lab) -> None:
-    signal.pause()
 
 
 CHECK = Check("unit.0", "Text.", "source", passes)
@@ -310,13 +303,13 @@ def test_an_interrupted_run_says_so(
     format: str, number: signal.Signals, here: pytest.MonkeyPatch
 ) -> None:
     """It exited 1, "something failed", with no totals."""
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
-    timer.start()
+
+    def interrupts(lab: Lab) -> None:
+        os.kill(os.getppid(), number)
+        signal.pause()
+
     before = signal.getsignal(number)
-    start = time.monotonic()
-    status, text = made(format, passes, fails, hangs, passes)
-    timer.join()
-    assert time.monotonic() - start < 10
+    status, text = made(format, passes, fails, interrupts, passes)
     assert status == 128 + number
     assert signal.getsignal(number) == before
     if format == "json":
@@ -416,32 +409,6 @@ class TestReaders:
         assert len(found) == 6
         assert all(re.findall(r"time=(\d+)ms", match[5]) for match in found)
         assert [match[5].lower().startswith("skip") for match in found].count(True) == 1
-
-
-def kernel_source() -> Path:
-    """The tree of a kernel, for its tools."""
-    for place in (os.environ.get("PYKCM_KERNEL_SOURCE", ""), ".cache/linux"):
-        if place and (Path(place) / "tools/testing/kunit").is_dir():
-            return Path(place).absolute()
-    pytest.skip(
-        "no kernel's source is here: unpack Debian's linux-source and set PYKCM_KERNEL_SOURCE "
-        "(docs/selftest.md says how)"
-    )
-
-
-def kernel_module(path: str) -> ModuleType:
-    """A Python module of the kernel's tools."""
-    file = kernel_source() / path
-    sys.path.insert(0, str(file.parent))
-    try:
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[file.stem] = module  # its dataclasses look there
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(file.parent))
 
 
 def printer(parser: ModuleType) -> list[object]:

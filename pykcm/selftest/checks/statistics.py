@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import socket
 import struct
+from pathlib import Path
 
 from pykcm._binding import lib
 from pykcm.selftest.check import Group, code
@@ -99,6 +102,59 @@ def batch_is_shown(lab: Lab) -> None:
     lab.expect("WMore in the status", "WMore" in lab.multiplexor().sockets[0].status, True)
 
 
+@GROUP.check(_SOCKET + "; " + _PSOCK)
+def waiting_sender_is_shown(lab: Lab) -> None:
+    """While a send waits for room, the files can be read, and show whom it waits for."""
+    lab.isolate()
+    kcm, near, _ = lab.attached()
+    lab.reserve(kcm, near)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while True:  # until one waits, and it is ended
+                lab.calls.send(kcm.fileno(), [bytes(20_000)])
+        finally:
+            os._exit(0)
+    try:
+        asleep = "state of the process that sends"
+        lab.eventually(asleep, lambda: _state(pid), "S")
+        mux = lab.multiplexor()
+        seen = "Psck-0" in mux.sockets[0].status, "Rsvd-0" in mux.psocks[0].status
+        lab.expect("Psck-0 and Rsvd-0 in the statuses", seen, (True, True))
+        _total(lab, "MUX Attach", 1)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _state(pid: int) -> str:
+    """A process's state: "S" if it waits."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+
+
+@GROUP.check(code("init_kcm_sock, index") + "; " + code("kcm_attach, index"))
+def free_number_is_taken_again(lab: Lab) -> None:
+    """A new socket or connection takes the first number that is free, also between others."""
+    lab.isolate()
+    program = lab.documented()
+    kcm = lab.kcm()
+    clones = [lab.clone(kcm) for _ in range(3)]
+    connections = [lab.tcp()[0] for _ in range(4)]
+    for near in connections[:3]:
+        lab.attach(kcm, near, program)
+    lab.calls.close(clones[0])
+    lab.unattach(kcm, connections[1])
+
+    def numbers() -> tuple[list[int], list[int]]:
+        mux = lab.multiplexor()
+        return [line.index for line in mux.sockets], [line.index for line in mux.psocks]
+
+    lab.eventually("numbers with one free", numbers, ([0, 2, 3], [0, 2]))
+    lab.clone(kcm)
+    lab.attach(kcm, connections[3], program)
+    lab.expect("numbers with it taken", numbers(), ([0, 1, 2, 3], [0, 1, 2]))
+
+
 @GROUP.check(_PSOCK)
 def connection_counts_what_arrives(lab: Lab) -> None:
     """A connection's line counts the messages and bytes that arrived."""
@@ -170,12 +226,16 @@ def unattach_is_counted(lab: Lab) -> None:
 
 @GROUP.check(_STATS)
 def unattach_of_a_reserved_connection_is_counted(lab: Lab) -> None:
-    """UnattchRsvd counts no connection that was idle when it was unattached."""
+    """UnattchRsvd counts those that were unattached while a message was half written."""
     lab.patience = min(lab.patience, SOON)
     lab.isolate()
     kcm, near, _ = lab.attached()
     lab.unattach(kcm, near)
-    _total(lab, "MUX UnattchRsvd", 0)
+    other, _ = lab.tcp()
+    lab.attach(kcm, other, lab.documented())
+    lab.reserve(kcm, other)
+    lab.unattach(kcm, other)
+    _total(lab, "MUX UnattchRsvd", 1)
 
 
 @GROUP.check(_STATS)
