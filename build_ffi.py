@@ -45,6 +45,10 @@ struct bpf_prog_info {
 int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
                    const char *license, const char *name, char *log, size_t log_size,
                    unsigned int log_level);
+int pykcm_bpf_load_functions(unsigned int type, const void *instructions, size_t count,
+                             const char *license, const char *name, char *log, size_t log_size,
+                             unsigned int log_level, const void *btf, size_t btf_size,
+                             const void *functions, size_t function_count);
 int pykcm_bpf_run(int fd, const void *data, size_t size, unsigned int repeat,
                   uint32_t *result, uint32_t *duration);
 int pykcm_bpf_info(int fd, struct bpf_prog_info *info);
@@ -53,14 +57,17 @@ int pykcm_bpf_get(const char *path);
 const char *pykcm_bpf_helper_name(unsigned int number);
 """
 
+PACKAGE = Path(__file__).parent / "pykcm"
+SOURCES = ("native.c", "_functions.c")
+
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
 ffibuilder.set_source(
     "pykcm._native",
-    (Path(__file__).parent / "pykcm" / "native.c").read_text(encoding="utf-8"),
+    "".join((PACKAGE / source).read_text(encoding="utf-8") for source in SOURCES),
     define_macros=[("_GNU_SOURCE", None), ("Py_LIMITED_API", "0x030A0000")],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
-    depends=["pykcm/native.c"],
+    depends=[f"pykcm/{source}" for source in SOURCES],
     py_limited_api=True,
 )
 

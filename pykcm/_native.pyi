@@ -64,6 +64,22 @@ class _Library:
         log_level: int,
         /,
     ) -> int: ...
+    def pykcm_bpf_load_functions(
+        self,
+        type: int,
+        instructions: Any,
+        count: int,
+        license: bytes,
+        name: bytes,
+        log: Any,
+        log_size: int,
+        log_level: int,
+        btf: bytes,
+        btf_size: int,
+        functions: bytes,
+        function_count: int,
+        /,
+    ) -> int: ...
     def pykcm_bpf_run(
         self, fd: int, data: Any, size: int, repeat: int, result: Any, duration: Any, /
     ) -> int: ...

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from pykcm._binding import ffi, lib
-from pykcm.bpf import assembler, elf, system, verifier
+from pykcm.bpf import assembler, elf, functions, system, verifier
 from pykcm.bpf import instructions as isa
 from pykcm.bpf.disassembler import disassemble_slot
 from pykcm.errors import BPFError, UnavailableError, VerifierError
@@ -92,6 +92,8 @@ class Program:
         /,
         license: str = "Dual MIT/GPL",
         name: str = "pykcm",
+        *,
+        functions_take: int | None = None,
         **symbols: int | str,
     ) -> Program:
         """Load a socket filter.
@@ -101,6 +103,10 @@ class Program:
             license: what the program is licensed under, up to 127 bytes.  Some helpers,
                 bpf_probe_read_kernel among them, are for GPL-compatible programs only.
             name: for people to recognise it by: up to 15 letters, digits, '_' and '.'.
+            functions_take: lets the verifier look at the functions that the program calls once,
+                each on its own, instead of at every call.  All take the same and return a number:
+                0 for five numbers of which nothing is known, or N for a pointer to N bytes of
+                the stack, which they must compare with 0.  Needs Linux 5.6, a pointer 5.12.
             symbols: constants and macros for the text, as in `assemble`.
 
         Raises:
@@ -130,7 +136,7 @@ class Program:
                 errno.EINVAL,
                 f"the program's name {name[:40]!r} is not up to 15 letters, digits, '_' and '.'",
             )
-        return cls(_load(bytes(code), licence, name, text, lines))
+        return cls(_load(bytes(code), licence, name, text, lines, functions_take))
 
     @classmethod
     def from_elf(cls, path: str | os.PathLike[str], section: str | None = None) -> Program:
@@ -343,16 +349,26 @@ def _retried(call: Callable[[], int]) -> int:
     return result
 
 
-def _load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -> int:
+def _load(
+    code: bytes,
+    license: bytes,
+    name: str,
+    text: str,
+    lines: list[int],
+    functions_take: int | None,
+) -> int:
     """Load, at first without a log; only a refusal is worth writing one.  Returns a descriptor."""
     kind = lib.BPF_PROG_TYPE_SOCKET_FILTER
     count = len(code) // isa.SIZE
+    slots = [] if functions_take is None else functions.starts(code)
+    btf, records = functions.describe(slots, functions_take or 0) if slots[1:] else (b"", b"")
 
     def attempt(log: Any = ffi.NULL, size: int = 0) -> int:
-        level = 1 if size else 0
-        return _retried(
-            lambda: lib.pykcm_bpf_load(kind, code, count, license, name.encode(), log, size, level)
-        )
+        program = (kind, code, count, license, name.encode(), log, size, 1 if size else 0)
+        if not btf:
+            return _retried(lambda: lib.pykcm_bpf_load(*program))
+        described = (btf, len(btf), records, len(slots))
+        return _retried(lambda: lib.pykcm_bpf_load_functions(*program, *described))
 
     result = attempt()
     if result >= 0:
