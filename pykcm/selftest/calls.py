@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pykcm import _kernel, bpf
-from pykcm._binding import ffi, lib
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -151,11 +150,7 @@ class Calls:
 
     def load_of_type(self, kind: int) -> bpf.Program:
         """A program of another type than KCM takes."""
-        code = ffi.new("char[]", _RETURN_ZERO)
-        fd = lib.pykcm_bpf_load(kind, code, 2, b"GPL", b"kcm_selftest", ffi.NULL, 0, 0)
-        if fd < 0:
-            raise OSError(-fd, os.strerror(-fd))
-        return bpf.Program(fd)
+        return bpf.Program(_kernel.bpf_load(_RETURN_ZERO, b"GPL", b"kcm_selftest", type=kind))
 
 
 def name_of(number: int | None) -> str:
