@@ -57,7 +57,8 @@ struct bpf_prog_info {
 
 int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
                    const char *license, const char *name, char *log, size_t log_size,
-                   unsigned int log_level);
+                   unsigned int log_level, const void *btf, size_t btf_size,
+                   const void *functions, size_t function_count);
 int pykcm_bpf_run(int fd, const void *data, size_t size, unsigned int repeat,
                   uint32_t *result, uint32_t *duration);
 int pykcm_bpf_info(int fd, struct bpf_prog_info *info);

@@ -79,6 +79,10 @@ class _Library:
         log: Any,
         log_size: int,
         log_level: int,
+        btf: Any,
+        btf_size: int,
+        functions: Any,
+        function_count: int,
         /,
     ) -> int: ...
     def pykcm_bpf_run(
