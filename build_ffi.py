@@ -23,6 +23,7 @@ int pykcm_clone(int kcm_fd);
 int pykcm_clone_onto(int kcm_fd, int fd);
 void pykcm_close(int *fd);
 int pykcm_dup(int *fd, int other);
+int pykcm_clone_owned(int *fd, int kcm_fd);
 int pykcm_eventfd(int *fd);
 int pykcm_timerfd(int *fd);
 int pykcm_set_timer(int fd, long long nanoseconds);
@@ -56,7 +57,8 @@ struct bpf_prog_info {
 
 int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
                    const char *license, const char *name, char *log, size_t log_size,
-                   unsigned int log_level);
+                   unsigned int log_level, const void *btf, size_t btf_size,
+                   const void *functions, size_t function_count);
 int pykcm_bpf_run(int fd, const void *data, size_t size, unsigned int repeat,
                   uint32_t *result, uint32_t *duration);
 int pykcm_bpf_info(int fd, struct bpf_prog_info *info);

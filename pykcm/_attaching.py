@@ -7,7 +7,7 @@ import errno
 import socket as _socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pykcm import _explain, _kernel, _tcp, _trials
+from pykcm import _kernel, _tcp
 from pykcm.errors import ArgumentError, AttachError, KCMOSError
 
 if TYPE_CHECKING:
@@ -23,14 +23,9 @@ LARGEST_MESSAGE = (1 << 31) - 2
 
 
 class Attaching:
-    """How a KCM socket attaches connections.
+    """How a KCM socket attaches connections."""
 
-    Args:
-        kcm: the KCM socket.
-    """
-
-    def __init__(self, kcm: KCMSocket) -> None:
-        self._kcm = kcm
+    def __init__(self) -> None:
         self._program: tuple[Framing, bpf.Program] | None = None
 
     def delineate(self, framing: Delineation) -> tuple[int, int | None]:
@@ -53,6 +48,7 @@ class Attaching:
 
     def attach(
         self,
+        kcm: KCMSocket,
         tcp_fd: int,
         program_fd: int,
         max_length: int | None,
@@ -64,6 +60,8 @@ class Attaching:
         Args:
             done: an `int[1]`, set to 1 when it is attached, whatever exception comes then.
         """
+        from pykcm import _explain, _trials
+
         done = _kernel.integer() if done is None else done
         try:
             _trials.refuse_unfit(tcp_fd)
@@ -84,10 +82,10 @@ class Attaching:
                             "framing's max_length, raise net.ipv4.tcp_rmem or net.core.rmem_max, "
                             "or pass allow_small_buffer=True",
                         )
-                if self._kcm.type == _socket.SOCK_SEQPACKET:
-                    self._kcm._port.keeps_rest = _trials.seqpacket_keeps_the_rest()
-                self._kcm._port.room = max(self._kcm._port.room, min(longest, LARGEST_MESSAGE) + 1)
-                _kernel.attach(self._kcm._fd(), tcp_fd, program_fd, done)
+                if kcm.type == _socket.SOCK_SEQPACKET:
+                    kcm._port.keeps_rest = _trials.seqpacket_keeps_the_rest()
+                kcm._port.room = max(kcm._port.room, min(longest, LARGEST_MESSAGE) + 1)
+                _kernel.attach(kcm._fd(), tcp_fd, program_fd, done)
             except BaseException:
                 if not done[0]:
                     before.restore(tcp_fd)
@@ -112,11 +110,12 @@ def longest_message(framing: Delineation) -> int | None:
     Raises:
         ArgumentError: it is neither.
     """
-    from pykcm import bpf
     from pykcm.framing import Framing
 
     if isinstance(framing, Framing):
         return framing.max_length
+    from pykcm import bpf
+
     if isinstance(framing, (bpf.Program, int)):
         return None
     raise ArgumentError(

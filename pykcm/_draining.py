@@ -32,13 +32,14 @@ import time
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel, _tcp
-from pykcm.socket import KCMSocket
+from pykcm.errors import KCMOSError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pykcm._messages import Port
-    from pykcm._transports import Transport, Transports
+    from pykcm._transports import Transport
+    from pykcm.socket import KCMSocket
 
 # How long bytes may stay where they are before the worker is made to look at them, and until they
 # are given up, in seconds.
@@ -74,26 +75,26 @@ class Drain:
 
     Args:
         kcm: the multiplexor's own KCM socket.
-        transports: all of the multiplexor's.
     """
 
-    def __init__(self, kcm: KCMSocket, transports: Transports) -> None:
+    def __init__(self, kcm: KCMSocket) -> None:
         self._kcm = kcm
         self._port: Port = kcm._port
-        self._transports = transports
-        self._clones: list[KCMSocket] = []
+        self._all: Collection[int] = ()
+        self._clones: list[_kernel.Descriptor] = []
         self._rounds = 0
         self._retry = _RETRY
         self._not_before = 0.0
         self._bound = 0
 
     def advance(
-        self, transports: Sequence[Transport], by_clones: bool
+        self, transports: Sequence[Transport], all_fds: Collection[int], by_clones: bool
     ) -> tuple[list[Transport], float]:
         """Do what can be done now.
 
         Args:
             transports: those that are to go.
+            all_fds: the descriptors of all of the multiplexor's transports.
             by_clones: whether others receive, so that messages are left to them.
 
         Returns:
@@ -102,6 +103,7 @@ class Drain:
         Raises:
             OSError: no descriptors or no memory are left.
         """
+        self._all = all_fds
         ready = [transport for transport in transports if not transport.attached[0]]
         transports = [transport for transport in transports if transport.attached[0]]
         if not transports:
@@ -165,33 +167,44 @@ class Drain:
         """Receive into the Port until our socket was empty once after all was parsed."""
         port = self._port
         unmarked = [transport for transport in transports if transport.mark is None]
-        if unmarked and len(self._transports) <= _FEW:
-            for other in self._transports:
-                _tcp.unparsed(other.fd)
+        if unmarked and len(self._all) <= _FEW:
+            for fd in self._all:
+                _tcp.unparsed(fd)
         for transport in unmarked:
             transport.mark = port.taken, port.empty
         newest = max(transport.mark for transport in transports if transport.mark is not None)
         capacity = _kernel.memory(self._kcm._fd())[_kernel.RCVBUF] // _SMALLEST_CHARGE + 2
-        self._bound = (len(self._transports) + 2) * capacity
+        self._bound = (len(self._all) + 2) * capacity
         for _ in range(_RECEIVES):
             if port.held >= _INBOX or self._has_served(newest):
                 break
             port.pull()
-        if len(self._transports) > _FEW and port.empty != newest[1]:
-            self._make_sure()
+        if len(self._all) > _FEW and port.empty != newest[1]:
+            self._make_sure(transports)
 
     def _has_served(self, mark: tuple[int, int] | None) -> bool:
         port = self._port
         return mark is not None and (port.empty != mark[1] or port.taken - mark[0] >= self._bound)
 
-    def _make_sure(self) -> None:
+    def _make_sure(self, transports: Sequence[Transport]) -> None:
         """Among many transports: a clone with room shows that none waits, with one look for all."""
-        with contextlib.closing(self._kcm.clone()) as clone:
-            memory = _kernel.memory(clone._fd())
-        if memory[_kernel.RMEM_ALLOC] >= memory[_kernel.RCVBUF]:
-            for other in self._transports:
-                _tcp.unparsed(other.fd)
-                other.mark = None
+        with contextlib.closing(self._clone()) as clone:
+            has_room = _has_room(clone)
+        if not has_room:
+            for fd in self._all:
+                _tcp.unparsed(fd)
+            for transport in transports:
+                transport.mark = None
+
+    def _clone(self) -> _kernel.Descriptor:
+        try:
+            return _kernel.Descriptor.clone(self._kcm._fd())
+        except OSError as error:
+            if isinstance(error, KCMOSError):
+                raise
+            from pykcm import _explain
+
+            raise _explain.explain(error, _explain.CLONE) from error
 
     # ---- where others receive ----
 
@@ -206,10 +219,9 @@ class Drain:
             return False
         for _ in range(_CLONES):
             self._port.holding = 1
-            clone = self._kcm.clone()
+            clone = self._clone()
             self._clones.append(clone)
-            memory = _kernel.memory(clone._fd())
-            if memory[_kernel.RMEM_ALLOC] < memory[_kernel.RCVBUF]:
+            if _has_room(clone):
                 self.close()
                 self._retry = _RETRY
                 return True
@@ -225,5 +237,10 @@ class Drain:
         """Give back what the clones hold: no call waits for them any more."""
         self._rounds = self._port.holding = 0
         while self._clones:
-            self._clones[-1].close(0)
+            self._clones[-1].close()
             self._clones.pop()
+
+
+def _has_room(clone: _kernel.Descriptor) -> bool:
+    memory = _kernel.memory(clone.fileno())
+    return memory[_kernel.RMEM_ALLOC] < memory[_kernel.RCVBUF]

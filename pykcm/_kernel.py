@@ -65,6 +65,13 @@ class Descriptor:
         _result(lib.pykcm_timerfd(self._number))
         return self
 
+    @classmethod
+    def clone(cls, kcm_fd: int) -> Descriptor:
+        """SIOCKCMCLONE: a new socket on the same multiplexor."""
+        self = cls()
+        _result(lib.pykcm_clone_owned(self._number, kcm_fd))
+        return self
+
     def fileno(self) -> int:
         """Its number, -1 when it is closed."""
         number: int = self._number[0]
@@ -259,7 +266,13 @@ def _vectors(buffers: Sequence[Buffer], *, writable: bool = False) -> Iterator[t
 
 
 def bpf_load(
-    code: bytes, license: bytes, name: bytes, log: bytearray | None = None, type: int | None = None
+    code: bytes,
+    license: bytes,
+    name: bytes,
+    log: bytearray | None = None,
+    type: int | None = None,
+    btf: bytes = b"",
+    functions: bytes = b"",
 ) -> int:
     """BPF_PROG_LOAD: the descriptor of a new program, close-on-exec.
 
@@ -267,12 +280,15 @@ def bpf_load(
         code: instructions of eight bytes.
         log: what the verifier's log is written to, with a NUL after it; None for no log.
         type: BPF_PROG_TYPE_*; a socket filter by default.
+        btf: the types of the program's functions (BPF_BTF_LOAD); empty for none.
+        functions: an array of struct bpf_func_info: where each begins, and its type.
     """
     kind = lib.BPF_PROG_TYPE_SOCKET_FILTER if type is None else type
     room = ffi.from_buffer("char[]", log, require_writable=True) if log else ffi.NULL
     size = len(log) if log else 0
     level = 1 if log else 0
-    arguments = kind, code, len(code) // 8, license, name, room, size, level
+    program = kind, code, len(code) // 8, license, name, room, size, level
+    arguments = *program, btf, len(btf), functions, len(functions) // 8
     return fd if (fd := lib.pykcm_bpf_load(*arguments)) >= 0 else _result(fd)
 
 

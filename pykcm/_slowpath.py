@@ -21,7 +21,7 @@ from typing import Any
 from pykcm import _kernel
 
 _BATCH = 64
-_PATIENCE_MESSAGES, _PATIENCE_SECONDS, _TURN = 128, 0.05, 0.002
+_PATIENCE_MESSAGES, _PATIENCE_SECONDS, _TURN = 512, 0.05, 0.002
 _MOST_EVENTS = 4096
 _LARGEST_INT = (1 << 31) - 1
 # Plain numbers: an operation on socket's flags makes an enum member each time.
@@ -231,7 +231,8 @@ class _Call:
             if port.patience < 0 or time.monotonic() >= port.look_at:
                 port.patience = _PATIENCE_MESSAGES
                 port.look_at = time.monotonic() + _PATIENCE_SECONDS
-                self.owner._look()
+                if _kernel.is_readable(port.watch):
+                    self.owner._look()
 
     def refuse_if_over(self) -> None:
         port = self.port

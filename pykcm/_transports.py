@@ -125,7 +125,7 @@ class Transports:
         # Expires when they have to be looked at though nothing happened.
         self._timer = _kernel.Descriptor.timer()
         self.watch.register(self._timer.fileno(), select.EPOLLIN)
-        self._drain = Drain(kcm, self)
+        self._drain = Drain(kcm)
         self._by_fd: dict[int, Transport] = {}
         # Only a short way to find them; what is in the other is true.
         self._by_tcp: dict[int, Transport] = {}
@@ -164,7 +164,12 @@ class Transports:
             # what the kernel has parsed would be lost to the caller.
             self.watch.register(transport.fd, select.EPOLLRDHUP)
             transport.options = self._kcm._attaching.attach(
-                transport.fd, program_fd, max_length, allow_small_buffer, transport.attached
+                self._kcm,
+                transport.fd,
+                program_fd,
+                max_length,
+                allow_small_buffer,
+                transport.attached,
             )
         except BaseException:
             if not transport.attached[0]:
@@ -190,7 +195,9 @@ class Transports:
                 return
             # First, for what may be raised on the way.
             self._timer.set_timer(_ANOTHERS_LOOK)
-            ready, soon = self._drain.advance(list(self.draining.values()), by_clones())
+            ready, soon = self._drain.advance(
+                list(self.draining.values()), self._by_fd, by_clones()
+            )
             for transport in ready:
                 disconnection = transport.take_off(self._kcm._fd())
                 if disconnection.reason is not Reason.UNATTACHED:

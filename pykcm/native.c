@@ -115,6 +115,16 @@ static int pykcm_dup(int *fd, int other)
 	return own(fd, fcntl(other, F_DUPFD_CLOEXEC, 0));
 }
 
+static int pykcm_clone_owned(int *fd, int kcm_fd)
+{
+	int clone = pykcm_clone(kcm_fd);
+
+	if (clone < 0)
+		return clone;
+	*fd = clone;
+	return 0;
+}
+
 static int pykcm_eventfd(int *fd)
 {
 	return own(fd, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -282,17 +292,29 @@ static int bpf_call(int command, union bpf_attr *attr)
 	return result < 0 ? -errno : (int)result;
 }
 
-/* Load a program of count instructions of 8 bytes; log may be NULL with log_size 0.  The returned
- * descriptor is close-on-exec: the kernel makes every BPF descriptor so. */
+/* Load a program of count instructions of 8 bytes; log may be NULL with log_size 0, and so may btf:
+ * the types of the program's functions, with an array of struct bpf_func_info that says where each
+ * begins.  The returned descriptor is close-on-exec: the kernel makes every BPF descriptor so. */
 static int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
 			  const char *license, const char *name, char *log, size_t log_size,
-			  unsigned int log_level)
+			  unsigned int log_level, const void *btf, size_t btf_size,
+			  const void *functions, size_t function_count)
 {
 	union bpf_attr attr;
 	size_t name_length = strlen(name);
+	int btf_fd = -1, result;
 
-	if (count > UINT32_MAX || log_size > UINT32_MAX || name_length >= sizeof(attr.prog_name))
+	if (count > UINT32_MAX || log_size > UINT32_MAX || btf_size > UINT32_MAX ||
+	    function_count > count || name_length >= sizeof(attr.prog_name))
 		return -EINVAL;
+	if (btf_size) {
+		memset(&attr, 0, sizeof(attr));
+		attr.btf = (uintptr_t)btf;
+		attr.btf_size = btf_size;
+		btf_fd = bpf_call(BPF_BTF_LOAD, &attr);
+		if (btf_fd < 0)
+			return btf_fd;
+	}
 	memset(&attr, 0, sizeof(attr));
 	attr.prog_type = type;
 	attr.insns = (uintptr_t)instructions;
@@ -302,7 +324,16 @@ static int pykcm_bpf_load(unsigned int type, const void *instructions, size_t co
 	attr.log_size = log_size;
 	attr.log_level = log_level;
 	memcpy(attr.prog_name, name, name_length);
-	return bpf_call(BPF_PROG_LOAD, &attr);
+	if (btf_size) {
+		attr.prog_btf_fd = btf_fd;
+		attr.func_info = (uintptr_t)functions;
+		attr.func_info_rec_size = sizeof(struct bpf_func_info);
+		attr.func_info_cnt = function_count;
+	}
+	result = bpf_call(BPF_PROG_LOAD, &attr);
+	if (btf_size)
+		close(btf_fd); /* the program holds on to its BTF */
+	return result;
 }
 
 /* Run a program on data; *result and *duration (mean, in ns) are set on success. */

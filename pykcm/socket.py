@@ -62,7 +62,7 @@ class KCMSocket(Messages, StandardCalls):
         room = _room_for(max_message_size)
         # A socket that `clone` makes of this Multiplexor's is told of the end by this descriptor.
         self._end: _kernel.Descriptor | None = None
-        self._attaching = Attaching(self)
+        self._attaching = Attaching()
         self._options: dict[int, _tcp.Options] = {}
         self._same: weakref.WeakSet[KCMSocket] | None = None
         self._port = Port(-1, type == _socket.SOCK_SEQPACKET, room)
@@ -159,7 +159,7 @@ class KCMSocket(Messages, StandardCalls):
         self._fd()
         tcp_fd = descriptor_of(tcp)
         program_fd, max_length = self._attaching.delineate(framing)
-        before = self._attaching.attach(tcp_fd, program_fd, max_length, allow_small_buffer)
+        before = self._attaching.attach(self, tcp_fd, program_fd, max_length, allow_small_buffer)
         with contextlib.suppress(OSError):
             self._options[_tcp.cookie(tcp_fd)] = before
 

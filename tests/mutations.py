@@ -456,6 +456,61 @@ def _copying(flags: int) -> Callable[[], Calls]:
     return _mutant(splice=splice, send_file=send_file)
 
 
+def _splice_peeking(self: Calls, source: int, target: int, count: int, flags: int) -> int:
+    whole = bytearray(_LARGE)
+    size, _ = _kernel.receive_message(source, [whole], socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return os.write(target, whole[: min(size, count)])
+
+
+# --- faults
+
+
+def _fault(self: Calls, fd: int, data: bytes, flags: int = 0) -> int:
+    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+
+def _send_before_the_fault(self: Calls, fd: int, data: bytes, flags: int = 0) -> int:
+    _kernel.send_message(fd, [data], flags)
+    return _fault(self, fd, data)
+
+
+def _send_full(self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _libc_scrapping(self: Calls, name: str, *arguments: Any) -> int:
+    try:
+        return Calls.libc(self, name, *arguments)
+    except OSError:
+        _scrap(arguments[0])
+        raise
+
+
+# --- resources
+
+
+def _clone_leaking(self: Calls, kcm: int) -> int:
+    os.dup(kcm)
+    return _kernel.clone(kcm)
+
+
+def _attach_duplicating(self: Calls, kcm: int, tcp: int, program: int) -> None:
+    os.dup(tcp)
+    _kernel.attach(kcm, tcp, program)
+
+
+class _LosesMemory(Calls):
+    free = 1 << 40
+
+    def free_memory(self) -> int:
+        self.free -= 1 << 30
+        return self.free
+
+
+def _still_in_use(self: Calls) -> None:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
 # --- statistics
 
 
@@ -486,7 +541,7 @@ def _column(name: str, value: int) -> Callable[[], Calls]:
 
 
 _ZEROS = _proc(r"(?<=\s)\d+(?=\s)", "0")
-_NO_STATUS = _proc(r"(WMore|TxWait|RxPause|RdyRx|RxStop)", "")
+_NO_STATUS = _proc(r"(WMore|TxWait|RxPause|RdyRx|RxStop|Psck-\d+)", "")
 _NO_MULTIPLEXORS = _proc(r"\(\d+ MUX\)", "(7 MUX)")
 
 
@@ -499,11 +554,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "socket fails with EIO where it fails",
         _other_errno("open_socket"),
-        _of(
-            "sockets",
-            "stream_is_esocktnosupport",
-            "raw_is_esocktnosupport",
-            "other_protocol_is_eprotonosupport",
+        (
+            *_of("sockets", "stream_is_esocktnosupport", "raw_is_esocktnosupport"),
+            "sockets.other_protocol_is_eprotonosupport",
+            "faults.socket_without_memory",
         ),
     ),
     Mutation(
@@ -575,12 +629,16 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "SIOCKCMCLONE gives a socket on which receiving is disabled",
         _mutant(clone=_clone_disabled),
-        ("receive.next_burst_goes_to_the_next_socket", "disable.is_of_one_socket"),
+        (
+            *_of("receive", "next_burst_goes_to_the_next_socket"),
+            *_of("receive", "full_socket_passes_on_to_another"),
+            "disable.is_of_one_socket",
+        ),
     ),
     Mutation(
         "SIOCKCMCLONE fails with EIO where it fails",
         _other_errno("clone"),
-        _of("clone", "no_descriptor_left_is_emfile"),
+        ("clone.no_descriptor_left_is_emfile", "faults.clone_without_memory"),
     ),
     Mutation(
         "SIOCKCMCLONE does nothing",
@@ -618,22 +676,25 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "SIOCKCMATTACH fails with EIO where it fails",
         _other_errno("attach"),
-        _of(
-            "attach",
-            "bad_descriptor_is_enoent",
-            "file_is_enoent",
-            "bad_program_descriptor_is_ebadf",
-            "no_program_is_einval",
-            "program_of_another_type_is_einval",
-            "udp_is_eopnotsupp",
-            "unix_socket_is_eopnotsupp",
-            "kcm_socket_is_eopnotsupp",
-            "mptcp_is_eopnotsupp",
-            "listening_socket_is_eopnotsupp",
-            "unconnected_socket_is_eopnotsupp",
-            "reset_connection_is_eopnotsupp",
-            "attached_already_is_ealready",
-            "attached_elsewhere_is_ealready",
+        (
+            "faults.attach_without_memory",
+            *_of(
+                "attach",
+                "bad_descriptor_is_enoent",
+                "file_is_enoent",
+                "bad_program_descriptor_is_ebadf",
+                "no_program_is_einval",
+                "program_of_another_type_is_einval",
+                "udp_is_eopnotsupp",
+                "unix_socket_is_eopnotsupp",
+                "kcm_socket_is_eopnotsupp",
+                "mptcp_is_eopnotsupp",
+                "listening_socket_is_eopnotsupp",
+                "unconnected_socket_is_eopnotsupp",
+                "reset_connection_is_eopnotsupp",
+                "attached_already_is_ealready",
+                "attached_elsewhere_is_ealready",
+            ),
         ),
     ),
     Mutation(
@@ -668,7 +729,7 @@ MUTATIONS: tuple[Mutation, ...] = (
                 "connection_can_be_attached_again",
                 "other_connections_go_on",
             ),
-            "statistics.dropped_message_is_counted",
+            *_of("statistics", "dropped_message_is_counted", "free_number_is_taken_again"),
         ),
     ),
     Mutation(
@@ -679,16 +740,18 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "SIOCKCMUNATTACH fails always",
         _mutant(unattach=_unattach_failing),
-        _of("disconnect", "broken_connection_can_be_unattached"),
+        (
+            "disconnect.broken_connection_can_be_unattached",
+            "unattach.reserved_connection_can_be_unattached",
+        ),
     ),
     Mutation(
         "SIOCKCMUNATTACH fails with EIO where it fails",
         _other_errno("unattach"),
-        _of(
-            "unattach",
-            "bad_descriptor_is_enoent",
-            "not_attached_is_enoent",
-            "second_time_is_enoent",
+        (
+            *_of("unattach", "bad_descriptor_is_enoent", "not_attached_is_enoent"),
+            "unattach.second_time_is_enoent",
+            "faults.unattach_without_memory",
         ),
     ),
     Mutation(
@@ -743,7 +806,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a received message lacks its last byte",
         _mutant(receive=_receive_torn),
-        _of("delineation", "many_segments_make_one_message"),
+        (
+            "delineation.many_segments_make_one_message",
+            *_of("receive", "long_message_is_received", "full_socket_holds_the_stream_back"),
+        ),
     ),
     Mutation(
         "a receive gives two messages at once",
@@ -826,7 +892,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a message arrives twice",
         _mutant(tcp_send=_tcp_send_doubled),
-        _of("receive", "several_connections_to_several_sockets"),
+        (
+            "receive.several_connections_to_several_sockets",
+            "disable.disabling_while_a_connection_delivers",
+            "clone.closing_while_a_connection_delivers",
+        ),
     ),
     Mutation(
         "nothing that the peer sends arrives",
@@ -840,7 +910,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a sent message lacks its last byte",
         _sending(lambda data, flags: (data[:-1], flags)),
-        _of("transmit", "message_is_written", "super_message_arrives_as_its_messages"),
+        _of(
+            "transmit",
+            "message_is_written",
+            "super_message_arrives_as_its_messages",
+            "long_messages_are_written",
+            "message_goes_on_when_there_is_room",
+        ),
     ),
     Mutation(
         "sendmsg sends its first buffer only",
@@ -895,6 +971,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         _LosesFirst,
         (
             "transmit.message_is_sent_again_over_another_connection",
+            "unattach.half_written_message_goes_over_another_connection",
             "transmit.closing_sends_the_rest",
             "statistics.sent_messages_are_counted",
             "statistics.connection_counts_what_is_sent",
@@ -903,7 +980,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "sendmsg fails with EIO where it fails",
         _other_errno("send"),
-        _of("transmit", "full_is_eagain"),
+        ("transmit.full_is_eagain", "faults.send_without_memory"),
     ),
     Mutation(
         "a send does not wait",
@@ -964,7 +1041,12 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "splice and sendfile to a KCM socket leave a SOCK_DGRAM message open",
         _copying(socket.MSG_MORE),
-        _of("splice", "pipe_goes_out_of_a_dgram_socket", "file_goes_out_of_a_dgram_socket"),
+        _of(
+            "splice",
+            "pipe_goes_out_of_a_dgram_socket",
+            "file_goes_out_of_a_dgram_socket",
+            "file_goes_out_whose_end_comes_early",
+        ),
     ),
     Mutation(
         "splice and sendfile to a KCM socket leave a SOCK_SEQPACKET message open",
@@ -978,6 +1060,7 @@ MUTATIONS: tuple[Mutation, ...] = (
             "statistics.multiplexors_are_counted",
             "namespace.each_has_its_own_statistics",
             "namespace.socket_belongs_to_the_one_it_was_opened_in",
+            "resources.no_multiplexor_is_left",
         ),
     ),
     Mutation(
@@ -1007,14 +1090,87 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
-        "UnattchRsvd is 1 always",
-        _column("MUX UnattchRsvd", 1),
+        "UnattchRsvd is 5 always",
+        _column("MUX UnattchRsvd", 5),
         _of("statistics", "unattach_of_a_reserved_connection_is_counted"),
+    ),
+    Mutation(
+        "what can be read of a message that faults is sent",
+        _mutant(send_and_fault=_send_before_the_fault),
+        _of(
+            "transmit",
+            "message_that_faults_is_not_sent",
+            "long_message_that_faults_is_not_sent",
+            "part_that_faults_drops_a_dgram",
+        ),
+    ),
+    Mutation(
+        "nothing is taken of a message that faults",
+        _mutant(send_and_fault=_fault),
+        _of(
+            "transmit",
+            "part_that_faults_leaves_a_seqpacket_open",
+            "message_that_faulted_at_its_last_fragment_can_be_ended",
+        ),
+    ),
+    Mutation(
+        "SO_MEMINFO is 5 everywhere",
+        _always("get_option", struct.pack("9I", *[5] * 9)),
+        _of("transmit", "message_that_faults_is_not_counted"),
+    ),
+    Mutation(
+        "send is EAGAIN always",
+        _mutant(send=_send_full),
+        _of("transmit", "messages_that_fault_leave_room"),
+    ),
+    Mutation(
+        "a receive that faults takes the message",
+        _mutant(libc=_libc_scrapping),
+        _of("receive", "failed_receive_leaves_the_message"),
+    ),
+    Mutation(
+        "splice leaves the message",
+        _mutant(splice_flags=_splice_peeking),
+        _of("splice", "splice_that_may_not_wait_takes_the_message"),
+    ),
+    Mutation(
+        "splice with flags fails with EIO where it fails",
+        _other_errno("splice_flags"),
+        _of("splice", "splice_that_may_not_wait_is_eagain"),
+    ),
+    Mutation(
+        "SIOCKCMCLONE makes another descriptor, of which it does not tell",
+        _mutant(clone=_clone_leaking),
+        _of("resources", "no_descriptor_is_left"),
+    ),
+    Mutation(
+        "SIOCKCMATTACH makes another descriptor of the connection",
+        _mutant(attach=_attach_duplicating),
+        _of("resources", "no_connection_is_left"),
+    ),
+    Mutation(
+        "a program never goes",
+        _always("has_program", True),
+        _of("resources", "no_program_is_left"),
+    ),
+    Mutation(
+        "memory becomes less",
+        _LosesMemory,
+        _of("resources", "aborted_message_is_freed"),
+    ),
+    Mutation(
+        "the module can't be removed",
+        _mutant(remove_module=_still_in_use),
+        _of("resources", "module_can_be_removed"),
     ),
     Mutation(
         "/proc/net/kcm shows no status",
         _NO_STATUS,
-        _of("statistics", "held_message_is_shown", "stopped_connection_is_shown"),
+        (
+            *_of("statistics", "held_message_is_shown", "stopped_connection_is_shown"),
+            "statistics.waiting_sender_is_shown",
+            "transmit.second_socket_waits_for_the_connection",
+        ),
     ),
 )
 
@@ -1113,6 +1269,16 @@ class _HonestPoll(Calls):
         return super().poll(fd, events, seconds) & (~select.POLLOUT if self.full else -1)
 
 
+def _libc_faulting(self: Calls, name: str, *arguments: Any) -> int:
+    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+
+def _splice_reading(self: Calls, source: int, target: int, count: int, flags: int) -> int:
+    data = bytearray(count)
+    size, _ = _kernel.receive_message(source, [data], socket.MSG_DONTWAIT)
+    return os.write(target, data[:size])
+
+
 def _poll_ready_or_error(self: Calls, fd: int, events: int, seconds: float) -> int:
     return events or Calls.poll(self, fd, events, seconds)
 
@@ -1189,6 +1355,30 @@ REPAIRS: tuple[Mutation, ...] = (
         _of("disconnect", "reader_learns_of_the_end"),
     ),
     Mutation(
+        "a receive that faults does nothing else",
+        _mutant(libc=_libc_faulting),
+        _of("receive", "failed_receive_leaves_the_message"),
+    ),
+    Mutation(
+        "nothing is taken of a message that faults",
+        _mutant(send_and_fault=_fault),
+        _of("transmit", "message_that_faults_is_not_counted", "messages_that_fault_leave_room"),
+    ),
+    Mutation(
+        "splice with SPLICE_F_NONBLOCK takes a message, and does not wait",
+        _mutant(splice_flags=_splice_reading),
+        _of(
+            "splice",
+            "splice_that_may_not_wait_takes_the_message",
+            "splice_that_may_not_wait_is_eagain",
+        ),
+    ),
+    Mutation(
+        "sendfile ends a SOCK_DGRAM message",
+        _copying(0),
+        _of("splice", "file_goes_out_whose_end_comes_early"),
+    ),
+    Mutation(
         "splice and sendfile end a SOCK_SEQPACKET message",
         _copying(socket.MSG_EOR),
         _of("splice", "pipe_goes_out_of_a_seqpacket_socket", "file_goes_out_of_a_seqpacket_socket"),
@@ -1199,8 +1389,8 @@ REPAIRS: tuple[Mutation, ...] = (
         _of("statistics", "unattach_is_counted"),
     ),
     Mutation(
-        "UnattchRsvd is 0",
-        _column("MUX UnattchRsvd", 0),
+        "UnattchRsvd is 1",
+        _column("MUX UnattchRsvd", 1),
         _of("statistics", "unattach_of_a_reserved_connection_is_counted"),
     ),
     Mutation(

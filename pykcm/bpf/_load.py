@@ -29,7 +29,14 @@ def retried(call: Callable[..., T], *arguments: Any) -> T:
                 raise
 
 
-def load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -> int:
+def load(
+    code: bytes,
+    license: bytes,
+    name: str,
+    text: str,
+    lines: list[int],
+    functions_take: int | None = None,
+) -> int:
     """Load a socket filter, at first without a log; only a refusal is worth writing one.
 
     Args:
@@ -38,6 +45,7 @@ def load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) ->
         name: one that the kernel takes.
         text: the text that the code was made of; "" if there is none.
         lines: for each instruction its line in the text.
+        functions_take: as of `Program.load`.
 
     Returns:
         A descriptor.
@@ -46,9 +54,14 @@ def load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) ->
         VerifierError: the verifier refused the program.
         BPFError, CapabilityError, UnavailableError: something else is in the way.
     """
+    types = b"", b""
+    if functions_take is not None:
+        from pykcm.bpf import _functions
+
+        types = _functions.describe(_functions.starts(code), functions_take)
 
     def attempt(log: bytearray | None = None) -> int:
-        return retried(_kernel.bpf_load, code, license, name.encode(), log)
+        return retried(_kernel.bpf_load, code, license, name.encode(), log, None, *types)
 
     try:
         return _with_locked_memory(attempt)

@@ -83,6 +83,8 @@ class Program:
         /,
         license: str = "Dual MIT/GPL",
         name: str = "pykcm",
+        *,
+        functions_take: int | None = None,
         **symbols: int | str,
     ) -> Program:
         """Load a socket filter.
@@ -92,6 +94,10 @@ class Program:
             license: what the program is licensed under, up to 127 bytes.  Some helpers,
                 bpf_probe_read_kernel among them, are for GPL-compatible programs only.
             name: for people to recognise it by: up to 15 letters, digits, '_' and '.'.
+            functions_take: lets the verifier look at the functions that the program calls once,
+                each on its own, instead of at every call.  All take the same and return a number:
+                0 for five numbers of which nothing is known, or N for a pointer to N bytes of
+                the stack, which they must compare with 0.  Needs Linux 5.6, a pointer 5.12.
             symbols: constants and macros for the text, as in `assemble`.
 
         Raises:
@@ -125,7 +131,7 @@ class Program:
                 "'_' and '.'",
             )
         program = cls._closed()
-        program._fds.append(load(bytes(code), licence, name, text, lines))
+        program._fds.append(load(bytes(code), licence, name, text, lines, functions_take))
         return program
 
     @classmethod
@@ -234,14 +240,14 @@ class Program:
         """The instructions as the kernel rewrote them: context fields are offsets in its structs.
 
         Empty for a process without CAP_BPF.  `disassemble` reads them, unless the kernel put in
-        what no program may have: its register r11, or a call of a function of the program's own
-        as the just-in-time compiler leaves it.
+        what no program may have, its register r11.
 
         Raises:
             BPFError: the descriptor is not a program's.
         """
         raw, _ = self._info()
-        return self._info(raw.xlated_prog_len)[1]
+        code = self._info(raw.xlated_prog_len)[1]
+        return isa.encode([_as_loaded(each) for each in isa.decode(code)]) if code else b""
 
     def _info(self, translated: int = 0) -> tuple[Any, bytes]:
         """struct bpf_prog_info, and so many bytes of the translated instructions."""
@@ -321,6 +327,16 @@ def _is_name(name: str) -> bool:
     """Whether the kernel takes a program's name (bpf_obj_name_cpy in kernel/bpf/syscall.c)."""
     letters = "_" + name.replace(".", "_")  # what may follow the first letter of an identifier
     return len(name) <= _NAME_LIMIT and letters.isascii() and letters.isidentifier()
+
+
+def _as_loaded(instruction: isa.Instruction) -> isa.Instruction:
+    """Undo what jit_subprogs in kernel/bpf/verifier.c does to a call of the program's functions.
+
+    It moves the distance to the offset, and puts the function's number in its place.
+    """
+    if instruction.opcode == isa.CALL_IMM and instruction.src == isa.CALL_LOCAL:
+        return instruction._replace(imm=instruction.offset, offset=0)
+    return instruction
 
 
 def _path(path: str | os.PathLike[str]) -> bytes:

@@ -226,13 +226,22 @@ def _watch(
         for index, reader in enumerate(readers):
             number = reader.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
-                errors[index] = errno.errorcode.get(number, f"errno {number}")
+                errors[index] = _name(number)
         if len(errors) == len(readers):
             # Nothing more will be parsed; what is queued still arrives.
             stall = min(stall, 1.0)
             deadline = min(deadline, time.monotonic() + stall)
         time.sleep(0.05)
     return errors
+
+
+def _name(number: int) -> str:
+    """An errno's name.
+
+    Where the documented program takes bytes of a message for a length and that is negative, the
+    kernel posts it as an errno that does not exist.
+    """
+    return errno.errorcode.get(number, "garbage")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import functools
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.code import Code
 from pykcm.framing.field import IncompleteError, check_integer
+from pykcm.framing.search import function_argument
 from pykcm.framing.steps import LARGEST_LENGTH, Path, Step, Within, explore_all, follow_all
 
 TYPE_CHECKING = False
@@ -82,7 +83,11 @@ class Framing(abc.ABC):
 
         if strategy is None:
             strategy = _offset.find_strategy()
-        return bpf.Program.load(_code(self, strategy), name="pykcm_framing")
+        return bpf.Program.load(
+            _code(self, strategy),
+            name="pykcm_framing",
+            functions_take=function_argument(strategy.far_loads),
+        )
 
     @abc.abstractmethod
     def replace(self: _Self, **changes: Any) -> _Self:
@@ -164,7 +169,7 @@ class SteppedFraming(Framing):
         strategy = strategy or PROBE
         code = Code(strategy.far_loads)
         code.comment("r6: the skb; r7: where in it the message begins")
-        code.add(*(line.strip() for line in strategy.lines("r7").splitlines()))
+        code.add(*strategy.lines("r7").splitlines())
         code.comment("r8: the length so far")
         code.add("r8 = 0")
         for step in self.steps:

@@ -9,6 +9,10 @@ of the data it ends the program with 0, which KCM takes as "wait for more"
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 def _show(value: int) -> str:
     return str(value) if value < 256 else f"{value:#x}"
@@ -23,7 +27,9 @@ class Code:
 
     def __init__(self, far_loads: bool = True) -> None:
         self.far_loads = far_loads
+        self._start: list[str] = []
         self._lines: list[str] = []
+        self._functions: dict[str, list[str]] = {}
         self._labels: dict[str, int] = {}
         self._wanted: set[str] = set()
 
@@ -73,5 +79,19 @@ class Code:
     def unreadable(self) -> str:
         return "unreadable"
 
+    def at_start(self, *lines: str) -> None:
+        """Lines for the program's beginning, once however often they are asked for."""
+        if not set(lines) <= set(self._start):
+            self._start += lines
+
+    def function(self, label: str, lines: Iterable[str]) -> None:
+        """A function for the program to call: five numbers in r1 to r5, one in r0."""
+        self._functions[label] = [
+            f"{label}:",
+            *(line if line.endswith(":") else f"    {line}" for line in lines),
+        ]
+
     def text(self) -> str:
-        return "\n".join(self._lines) + "\n"
+        start = [f"    {line}" for line in self._start]
+        functions = [line for lines in self._functions.values() for line in lines]
+        return "\n".join([*start, *self._lines, *functions]) + "\n"

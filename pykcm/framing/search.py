@@ -1,4 +1,10 @@
-"""The step that looks for a delimiter."""
+"""The step that looks for a delimiter.
+
+The verifier walks through every turn of a loop, and a search of 64 KiB has many.  So the search is
+a loop that hands 40 bytes at a time, as numbers, to a function, and the function is one that the
+verifier looks at once: a "global" one, see pykcm.bpf.functions.  The loop is written twice: by
+bpf_skb_load_bytes, and, where that reaches no further than 64 KiB into the data, by packet loads.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +13,33 @@ import sys
 
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing.code import Code
-from pykcm.framing.field import IncompleteError, check_integer
+from pykcm.framing.field import IncompleteError, check_integer, pieces
 from pykcm.framing.steps import Path, Step
 from pykcm.framing.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: The longest message of a Find, in bytes: what the kernel's verifier can follow (it walks through
 #: every turn of the loop, and stops at a million instructions).
 LARGEST_SEARCH = 1 << 16
 
-# The stack is 512 bytes.  A chunk is scanned in words of 8 bytes; the word after its last one holds
-# what follows of a delimiter that begins in it.
 _WORD = 8
-_BUFFER = 512
-_CHUNK = _BUFFER - _WORD
+# What the function is given, and at how many places in it the delimiter may begin; the last word
+# has what follows of one that begins in the word before.  By packet loads, five words, as many as
+# a function has arguments.  By bpf_skb_load_bytes, a buffer: the stack is 512 bytes, of which the
+# function's frame takes 32 however little it needs, and the first four words are for other things.
+_WORDS = 5
+_NEAR = (_WORDS - 1) * _WORD
+_BUFFER = 512 - 32 - 4 * _WORD
+_FAR = _BUFFER - _WORD
+_BOTTOM = 4 * _WORD + _BUFFER
+
+
+def function_argument(far_loads: bool) -> int:
+    """What a program's functions take: a pointer to so many bytes, or with 0 five numbers."""
+    return _BUFFER if far_loads else 0
 
 
 class Find(Value, Step):
@@ -41,129 +61,123 @@ class Find(Value, Step):
         check_integer("limit", self.limit, len(self.delimiter), LARGEST_SEARCH)
 
     def emit(self, code: Code) -> None:
-        end = code.label("found")
+        """r7 moves over what was searched, r8 counts that, r9 what is left to search from r7 on."""
+        # The verifier wants the buffer initialised, as there may be too little data to fill it.
+        bottom = range(_BOTTOM, _BOTTOM - _BUFFER, -_WORD)
+        code.at_start("r0 = 0", *(f"*(u64 *)(r10 - {at}) = r0" for at in bottom))
+        found, none = code.label("found"), code.label("none")
+        code.add("r9 = *(u32 *)(r6 + 0)", "r9 -= r7")  # __sk_buff.len
+        _emit_minimum(code, "r9", self.limit)
+        code.add("*(u64 *)(r10 - 16) = r9")
         if code.far_loads:
-            self._emit_chunks(code, end)
+            self._emit_by_helper(code, found, none)
         else:
-            self._emit_places(code, end)
-        code.place(end)
-        code.add("r8 = *(u32 *)(r10 - 4)")
+            self._emit_by_packet_loads(code, found, none)
+        code.place(none)
+        code.add("r1 = *(u64 *)(r10 - 16)")
+        code.compare("r1", "==", self.limit, code.oversize())
+        code.add("r0 = 0", "exit")
+        code.place(found)
+        code.add(f"r0 += {len(self.delimiter)}")
+        # Behind what is left lies what was read before.
+        code.jump(none, "r0 s> r9")
+        code.add("r7 -= r8", "r8 += r0")
 
-    @staticmethod
-    def _emit_found(code: Code) -> None:
-        """Puts r8, the length, where it is found at the end.
-
-        A 4-byte store beside an 8-byte slot makes the verifier forget what it knows of a number.
-        Otherwise a comparison with it would make each place of the delimiter a case of its own,
-        over which the 6.1 kernel's verifier sits for seconds.
-        """
-        code.add("*(u32 *)(r10 - 4) = r8")
-
-    def _emit_places(self, code: Code, end: str) -> None:
-        """Looks at one place after the other, by packet loads; r9 is the place in the skb.
-
-        A load past the end of the data ends the program with 0, which is the right answer here: a
-        delimiter that begins at this place is not complete yet.
-        """
-        size = len(self.delimiter)
-        width = max(w for w in (1, 2, 4) if w <= size)
-        # Two loads may overlap: so two are enough for any size.
-        loads = [(at, self.delimiter[at : at + width]) for at in sorted({0, size - width})]
-        turns, rest = divmod(self.limit - size + 1, _WORD)
+    def _emit_by_helper(self, code: Code, found: str, none: str) -> None:
         turn = code.label("turn")
-        code.add("r8 = 0", f"*(u64 *)(r10 - {_WORD}) = r8", "r9 = r7")
-
-        def look(at: int) -> None:
-            after = code.label("after")
-            for number, (offset, wanted) in enumerate(loads):
-                code.add(f"r0 = *(u{8 * width} *)skb[r9 + {at + offset}]")
-                value = int.from_bytes(wanted, "big", signed=width == 4)  # an immediate is signed
-                code.add(f"w0 ^= {value}")
-                if number < len(loads) - 1:
-                    code.add(f"*(u64 *)(r10 - {2 * _WORD}) = r0")
-            if len(loads) > 1:
-                code.add(f"r1 = *(u64 *)(r10 - {2 * _WORD})", "r0 |= r1")
-            # One comparison: as in the other search, only one way is left to come back to.
-            code.jump(after, "r0 != 0")
-            code.add(f"r8 += {at + size}")
-            self._emit_found(code)
-            code.jump(end)
-            code.place(after)
-
-        if turns:
-            code.place(turn)
-            for at in range(_WORD):
-                look(at)
-            code.add(f"r8 += {_WORD}", f"r9 += {_WORD}")
-            code.compare("r8", "<", turns * _WORD, turn)
-        for at in range(rest):
-            look(at)
-        code.jump(code.oversize())
-
-    def _emit_chunks(self, code: Code, end: str) -> None:
-        """Scans 8 bytes at a time; r9 is how many bytes of the message may be looked at."""
-        size = len(self.delimiter)
-        chunk, word = code.label("chunk"), code.label("word")
-        following, none = code.label("following"), code.label("none")
-        # The smaller of what is there and the limit, here and below without a branch: each would
-        # double what the verifier has to walk through.
-        code.add("r9 = *(u32 *)(r6 + 0)", "r9 -= r7", f"r9 -= {self.limit}")  # __sk_buff.len
-        code.add("r0 = r9", "r0 s>>= 63", "r9 &= r0", f"r9 += {self.limit}")
-        # The verifier wants the buffer initialised, as the last chunk may not fill it.
-        code.add("r0 = 0", *(f"*(u64 *)(r10 - {at}) = r0" for at in range(_BUFFER, 0, -_WORD)))
-        code.add("r8 = 0")
-
-        code.place(chunk)
-        code.compare("r8", ">=", self.limit, none)
-        code.add("r4 = r9", "r4 -= r8", f"r4 -= {_BUFFER}")
-        code.add("r0 = r4", "r0 s>>= 63", "r4 &= r0", f"r4 += {_BUFFER}")
-        code.compare("r4", "s<", size, none)
-        code.compare("r4", "s>", _BUFFER, none)  # never; the verifier wants to be told
-        code.add("r1 = r6", "r2 = r7", "r2 += r8", "r3 = r10", f"r3 += -{_BUFFER}")
+        code.place(turn)
+        code.add("r4 = r9")
+        _emit_minimum(code, "r4", _BUFFER)
+        # One comparison tells the verifier that it is 1 to _BUFFER.
+        code.add("r4 += -1")
+        code.compare("r4", ">", _BUFFER - 1, none)
+        code.add("r4 += 1", "r1 = r6", "r2 = r7", "r3 = r10", f"r3 += -{_BOTTOM}")
         code.add("call bpf_skb_load_bytes")
         # The bytes are there.  To wait for more of them would be to wait for ever.
         code.compare("r0", "!=", 0, code.unreadable())
-        code.add("r1 = r10", f"r1 += -{_BUFFER}", "r2 = 0")
+        code.add("r1 = r10", f"r1 += -{_BOTTOM}")
+        self._emit_call(code, found)
+        self._emit_turn(code, _FAR, turn)
 
-        code.place(word)
-        self._emit_differences(code)
-        # The lowest byte of r0 that is zero becomes the lowest bit of r3 that is set.
-        code.add("r3 = r0", "r4 = 0x0101010101010101 ll", "r3 -= r4", "r0 ^= -1", "r3 &= r0")
-        code.add("r4 = 0x8080808080808080 ll", "r3 &= r4")
-        # The way that ends is the one that goes straight on: the verifier walks it first, and so
-        # never has more than one way left to come back to for each chunk.
-        code.compare("r3", "==", 0, following)
-        code.add("r0 = r3", "r0 = -r0", "r3 &= r0", "r3 >>= 7")  # 1 << 8 * index
-        code.add("r4 = 0x0001020304050607 ll", "r3 *= r4", "r3 >>= 56")
-        code.add("r8 += r2", "r8 += r3", f"r8 += {size}")
-        self._emit_found(code)
-        # Past the end of the data lie bytes of the chunk before.
-        code.jump(end, "r8 <= r9")
-        code.place(none)
-        code.compare("r9", "==", self.limit, code.oversize())
-        code.add("r0 = 0", "exit")
+    def _emit_by_packet_loads(self, code: Code, found: str, none: str) -> None:
+        turn, tail, look = code.label("turn"), code.label("tail"), code.label("look")
+        size = _NEAR + len(self.delimiter) - 1
+        code.place(turn)
+        code.compare("r9", "s<", size, tail)
+        for at, width in pieces(size):
+            code.add(f"r0 = *(u{8 * width} *)skb[r7 + {at}]")
+            if width > 1:
+                code.add(f"r0 = be{8 * width} r0")
+            code.add(f"*(u{8 * width} *)(r10 - {_BOTTOM - at}) = r0")
+        self._emit_call(code, found)
+        self._emit_turn(code, _NEAR, turn)
+        code.jump(none)
+        # No packet load may reach past the data's end.
+        code.place(tail)
+        for at in range(size - 1):
+            code.compare("r9", "s<=", at, look)
+            code.add(f"r0 = *(u8 *)skb[r7 + {at}]", f"*(u8 *)(r10 - {_BOTTOM - at}) = r0")
+        code.place(look)
+        self._emit_call(code, found)
 
-        code.place(following)
-        code.add(f"r1 += {_WORD}", f"r2 += {_WORD}")
-        code.compare("r2", "<", _CHUNK, word)
-        code.add(f"r8 += {_CHUNK}")
-        code.jump(chunk)
+    def _emit_turn(self, code: Code, places: int, turn: str) -> None:
+        code.add(f"r7 += {places}", f"r8 += {places}", f"r9 -= {places}")
+        all_places = self.limit - len(self.delimiter) + 1
+        code.compare("r8", "<", -(-all_places // places) * places, turn)
 
-    def _emit_differences(self, code: Code) -> None:
-        """Leaves in r0, a byte for each of the 8 places from r1 on, 0 where the delimiter is."""
-        # Places count from the lowest byte: a conversion to little-endian does nothing on a
-        # little-endian host.
-        little = ["le64"] if sys.byteorder == "big" else []
-        code.add("r5 = *(u64 *)(r1 + 0)", *(f"r5 = {swap} r5" for swap in little))
-        for number, byte in enumerate(self.delimiter):
-            if number == 0:
-                code.add(f"r0 = {byte * 0x0101010101010101:#x} ll", "r0 ^= r5")
+    def _emit_call(self, code: Code, found: str) -> None:
+        """Looks at what was read, and jumps with the delimiter's place in r0."""
+        name = f"find_{self.delimiter.hex()}"
+        if code.far_loads:
+            code.function(name, self._function_of_buffer(name))
+            places = _FAR
+        else:
+            code.function(name, self._function_of_words(name))
+            places = _NEAR
+            for number in range(_WORDS):
+                code.add(f"r{number + 1} = *(u64 *)(r10 - {_BOTTOM - number * _WORD})")
+        code.add(f"call {name}")
+        code.compare("r0", "!=", places, found)
+
+    def _function_of_buffer(self, name: str) -> Iterable[str]:
+        """The function: the first place of the delimiter in the buffer at r1, or _FAR."""
+        yield from ("r2 = 0", f"if r1 == 0 goto {name}_none")  # never; the verifier wants to know
+        yield from ("r8 = 0x0101010101010101 ll", "r9 = 0x8080808080808080 ll")
+        yield from ("r3 = *(u64 *)(r1 + 0)", *_swap("r3"))
+        yield f"{name}_word:"
+        yield from (f"r4 = *(u64 *)(r1 + {_WORD})", *_swap("r4"))
+        yield from self._differences("r3", "r4")
+        yield from _zero_byte(f"{name}_found")
+        yield from ("r3 = r4", f"r1 += {_WORD}", f"r2 += {_WORD}")
+        yield f"if r2 < {_FAR} goto {name}_word"
+        yield f"{name}_none:"
+        yield from (f"r0 = {_FAR}", "exit")
+        yield f"{name}_found:"
+        yield from (*_lowest_byte(), "r0 += r2", "exit")
+
+    def _function_of_words(self, name: str) -> Iterable[str]:
+        """The function: the first place of the delimiter in the words r1 to r5, or _NEAR."""
+        for number in range(1, _WORDS + 1):
+            yield from _swap(f"r{number}")
+        yield from ("r8 = 0x0101010101010101 ll", "r9 = 0x8080808080808080 ll")
+        for number in range(1, _WORDS):
+            yield from self._differences(f"r{number}", f"r{number + 1}")
+            yield from _zero_byte(f"{name}_{number}")
+        yield from (f"r0 = {_NEAR}", "exit")
+        for number in range(1, _WORDS):
+            yield f"{name}_{number}:"
+            yield from (*_lowest_byte(), f"r0 += {(number - 1) * _WORD}", "exit")
+
+    def _differences(self, word: str, following: str) -> Iterable[str]:
+        """Leaves in r0, a byte for each place in the word, 0 where the delimiter is."""
+        for at, byte in enumerate(self.delimiter):
+            pattern = f"{byte * 0x0101010101010101:#x} ll"
+            if at == 0:
+                yield from (f"r0 = {pattern}", f"r0 ^= {word}")
                 continue
-            # Stack loads must be aligned: a word that begins within one is made of two.
-            code.add(f"r3 = *(u64 *)(r1 + {_WORD})", *(f"r3 = {swap} r3" for swap in little))
-            code.add(f"r3 <<= {8 * (_WORD - number)}", "r4 = r5", f"r4 >>= {8 * number}")
-            code.add("r3 |= r4", f"r4 = {byte * 0x0101010101010101:#x} ll", "r3 ^= r4")
-            code.add("r0 |= r3")
+            yield from (f"r6 = {word}", f"r6 >>= {8 * at}")
+            yield from (f"r7 = {following}", f"r7 <<= {8 * (_WORD - at)}", "r6 |= r7")
+            yield from (f"r7 = {pattern}", "r6 ^= r7", "r0 |= r6")
 
     def follow(self, data: memoryview, length: int) -> int:
         seen = bytes(data[: self.limit])
@@ -182,3 +196,30 @@ class Find(Value, Step):
         if path.high or path.low:
             raise FramingDefinitionError("steps", "nothing may be added before a Find")
         return [path.plus(len(self.delimiter), self.limit)]
+
+
+def _emit_minimum(code: Code, register: str, limit: int) -> None:
+    """The smaller of a register and a number, without a branch: one would double the walk."""
+    code.add(f"{register} -= {limit}", f"r0 = {register}", "r0 s>>= 63")
+    code.add(f"{register} &= r0", f"{register} += {limit}")
+
+
+def _swap(register: str) -> Iterable[str]:
+    """Makes the first byte of a word that was read from memory its lowest."""
+    return (f"{register} = le64 {register}",) if sys.byteorder == "big" else ()
+
+
+def _zero_byte(found: str) -> Iterable[str]:
+    """Jumps if a byte of r0 is zero: the lowest bit of r6 that is set is then in the first such."""
+    return (
+        *("r6 = r0", "r6 -= r8", "r0 ^= -1", "r6 &= r0", "r6 &= r9"),
+        f"if r6 != 0 goto {found}",
+    )
+
+
+def _lowest_byte() -> Iterable[str]:
+    """Leaves in r0 the index of the byte that has the lowest bit of r6 that is set."""
+    return (
+        *("r0 = r6", "r0 = -r0", "r0 &= r6", "r0 >>= 7"),  # 1 << 8 * index
+        *("r6 = 0x0001020304050607 ll", "r0 *= r6", "r0 >>= 56"),
+    )

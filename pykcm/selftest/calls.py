@@ -6,6 +6,7 @@ it.  That they are methods of one object lets a mutation break one of them (test
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -13,21 +14,50 @@ import mmap
 import os
 import select
 import socket
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pykcm import _kernel, bpf
-from pykcm._binding import ffi, lib
+from pykcm.selftest import syscalls
+from pykcm.selftest.check import Skip
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 # The program "r0 = 0; exit", which the verifier takes as any type of program.
 _RETURN_ZERO = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
-BPF_PROG_TYPE_SCHED_CLS = 3  # include/uapi/linux/bpf.h
+
+
+# Nothing is mapped in a process's first page.
+_BAD_ADDRESS = 8
+
+
+_FAIL_NTH = "/proc/thread-self/fail-nth"
+_FAULT_INJECTION = (Path("/sys/kernel/debug/failslab"), Path("/sys/kernel/debug/fail_page_alloc"))
+
+T = TypeVar("T")
+
+
+class _Buffer(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = [("start", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+
+
+class _Message(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_ = [
+        ("name", ctypes.c_void_p),
+        ("name_size", ctypes.c_uint),
+        ("buffers", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_size", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    ]
 
 
 class Calls:
@@ -76,13 +106,15 @@ class Calls:
 
     def libc(self, name: str, *arguments: int | bytes | None) -> int:
         """A function of the C library; integers are passed as longs."""
-        result: int = getattr(_libc, name)(
-            *(ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
-        )
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return result
+        return syscalls.libc(name, *arguments)
+
+    def send_and_fault(self, fd: int, data: bytes, flags: int = 0) -> int:
+        """sendmsg of some data, and ten bytes more at an address that can't be read."""
+        good = ctypes.create_string_buffer(data, max(len(data), 1))
+        start = ctypes.addressof(good)
+        buffers = (_Buffer * 2)(_Buffer(start, len(data)), _Buffer(_BAD_ADDRESS, 10))
+        message = _Message(buffers=ctypes.addressof(buffers), count=2)
+        return self.libc("sendmsg", fd, ctypes.addressof(message), flags)
 
     def map(self, fd: int, size: int) -> mmap.mmap:
         return mmap.mmap(fd, size)
@@ -124,6 +156,10 @@ class Calls:
     def send_file(self, target: int, source: int, count: int) -> int:
         return os.sendfile(target, source, 0, count)
 
+    def splice_flags(self, source: int, target: int, count: int, flags: int) -> int:
+        """A splice with flags, of which Python's had none at first."""
+        return self.libc("splice", source, None, target, None, count, flags)
+
     def write(self, fd: int, data: bytes) -> int:
         return os.write(fd, data)
 
@@ -133,6 +169,66 @@ class Calls:
     def proc(self, name: str) -> str:
         """A file of /proc/net of this process's network namespace."""
         return (Path("/proc/net") / name).read_text(encoding="ascii")
+
+    @contextlib.contextmanager
+    def fault_injection(self) -> Iterator[None]:
+        """Have every allocation of `failing` able to fail, also those that might wait.
+
+        Raises:
+            Skip: this kernel has no fault injection, or this process may not set it.
+        """
+        settings = [path / "ignore-gfp-wait" for path in _FAULT_INJECTION]
+        try:
+            before = [path.read_text(encoding="ascii") for path in settings]
+            os.close(os.open(_FAIL_NTH, os.O_RDWR))
+            for path in settings:
+                path.write_text("N", encoding="ascii")
+        except OSError as error:
+            raise Skip(f"there is no fault injection here: {error}") from None
+        try:
+            yield
+        finally:
+            for path, text in zip(settings, before, strict=True):
+                path.write_text(text, encoding="ascii")
+
+    def failing(
+        self, nth: int, made: Callable[..., T], *arguments: object
+    ) -> tuple[bool, T | OSError]:
+        """Make a call of which the nth allocation fails.
+
+        Returns:
+            Whether it came to that allocation, and what it returned or raised.
+        """
+        result: T | OSError
+        fd = os.open(_FAIL_NTH, os.O_RDWR)
+        try:
+            os.write(fd, b"%d" % nth)
+            try:
+                result = made(*arguments)
+            except OSError as error:
+                result = error
+            left = int(os.pread(fd, 16, 0).split(b"\0")[0])
+            os.pwrite(fd, b"0", 0)
+        finally:
+            os.close(fd)
+        return left == 0, result
+
+    def free_memory(self) -> int:
+        """What the kernel could still give away, in bytes."""
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+
+    def module_users(self) -> int:
+        """How many hold the module kcm.
+
+        Raises:
+            FileNotFoundError: it is not a module that could be removed.
+        """
+        return int(Path("/sys/module/kcm/refcnt").read_text(encoding="ascii"))
+
+    def remove_module(self) -> None:
+        """delete_module(2) of kcm."""
+        syscalls.remove_module("kcm")
 
     # --- the other end, and BPF
 
@@ -151,11 +247,15 @@ class Calls:
 
     def load_of_type(self, kind: int) -> bpf.Program:
         """A program of another type than KCM takes."""
-        code = ffi.new("char[]", _RETURN_ZERO)
-        fd = lib.pykcm_bpf_load(kind, code, 2, b"GPL", b"kcm_selftest", ffi.NULL, 0, 0)
-        if fd < 0:
-            raise OSError(-fd, os.strerror(-fd))
-        return bpf.Program(fd)
+        return bpf.Program(syscalls.load(kind, _RETURN_ZERO, b"kcm_selftest"))
+
+    def has_program(self, number: int) -> bool:
+        """Whether there is a BPF program of this number."""
+        try:
+            os.close(syscalls.bpf(syscalls.BPF_PROG_GET_FD_BY_ID, struct.pack("III", number, 0, 0)))
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def name_of(number: int | None) -> str:

@@ -33,6 +33,7 @@ class Check:
         source: the sentence of the documentation or the function of the kernel it comes from.
         body: makes the check; raises Failure if the statement is false, Skip if it can't be tried.
         limit: seconds after which it is ended.
+        alone: it can be made only while no other one is.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Check:
     source: str
     body: Callable[[Lab], None]
     limit: float = TIME_LIMIT
+    alone: bool = False
 
 
 class Group:
@@ -56,14 +58,14 @@ class Group:
         self.checks: list[Check] = []
 
     def check(
-        self, source: str, limit: float = TIME_LIMIT
+        self, source: str, limit: float = TIME_LIMIT, *, alone: bool = False
     ) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
         """Make a check of a function; its name and docstring become the check's."""
 
         def add(body: Callable[[Lab], None]) -> Callable[[Lab], None]:
             summary = inspect.cleandoc(body.__doc__ or "")
             name = f"{self.name}.{body.__name__}"
-            self.checks.append(Check(name, " ".join(summary.split()), source, body, limit))
+            self.checks.append(Check(name, " ".join(summary.split()), source, body, limit, alone))
             return body
 
         return add

@@ -35,6 +35,11 @@ _NO_TAIL = "5.10.156-5.10, 5.15.80-5.15, 6.0.10-"
 _NO_TAIL_SINCE = "5121197ecc5d (kcm: close race conditions on sk_receive_queue), 6.1"
 _NO_SPLICE_SINCE = "5bb3a5cb3e21 (kcm: Convert kcm_sendpage() to use MSG_SPLICE_PAGES), 6.5"
 
+_SPLICE_FLAGS = "5.10-6.15, 6.16-6.16.0"
+_SPLICE_FLAGS_SINCE = (
+    "at least 6.1; fixed by 9063de636cee (kcm: Fix splice support), 6.17 and 6.16.1"
+)
+
 DEVIATIONS: tuple[Deviation, ...] = (
     Deviation(
         "clone.clone_is_close_on_exec",
@@ -91,6 +96,13 @@ DEVIATIONS: tuple[Deviation, ...] = (
         _NO_TAIL_SINCE,
     ),
     Deviation(
+        "receive.failed_receive_leaves_the_message",
+        _NO_TAIL,
+        "the message is lost",
+        "kcm_recvmsg() copies a message that skb_recv_datagram() has taken off the queue already",
+        _NO_TAIL_SINCE,
+    ),
+    Deviation(
         "receive.msg_trunc_tells_the_real_length",
         "5.10-",
         "MSG_TRUNC changes nothing",
@@ -102,6 +114,20 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "5.10-",
         "FIONREAD is ENOTTY",
         "kcm_ioctl() has its three own requests only",
+        _SEEN,
+    ),
+    Deviation(
+        "transmit.message_that_faults_is_not_counted",
+        "5.10-",
+        "what was taken before the fault stays counted for ever",
+        "kcm_sendmsg() frees the message at out_error, and leaves sk_wmem_queued as it is",
+        _SEEN,
+    ),
+    Deviation(
+        "transmit.messages_that_fault_leave_room",
+        "5.10-",
+        "a socket without a message in it is full",
+        "as in transmit.message_that_faults_is_not_counted",
         _SEEN,
     ),
     Deviation(
@@ -123,7 +149,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "options.get_negative_length_is_einval",
         "5.10-5.10.213, 5.11-5.15.152, 5.16-6.1.82, 6.2-6.6.22, 6.7-6.7.10, 6.8-6.8.1",
         "a negative length is taken as four bytes",
-        "kcm_getsockopt() asked whether the length is negative after an unsigned minimum; mended "
+        "kcm_getsockopt() asked whether the length is negative after an unsigned minimum; fixed "
         "by 'net: kcm: fix incorrect parameter validation in the kcm_getsockopt) function', 6.9",
         _SEEN,
     ),
@@ -156,6 +182,20 @@ DEVIATIONS: tuple[Deviation, ...] = (
         _NO_TAIL_SINCE,
     ),
     Deviation(
+        "splice.splice_that_may_not_wait_takes_the_message",
+        _SPLICE_FLAGS,
+        "the message stays, and is empty",
+        "kcm_splice_read() hands SPLICE_F_NONBLOCK on to skb_recv_datagram(), where it is MSG_PEEK",
+        _SPLICE_FLAGS_SINCE,
+    ),
+    Deviation(
+        "splice.splice_that_may_not_wait_is_eagain",
+        _SPLICE_FLAGS,
+        "it waits",
+        "kcm_splice_read() hands SPLICE_F_NONBLOCK on to skb_recv_datagram(), where it is MSG_PEEK",
+        _SPLICE_FLAGS_SINCE,
+    ),
+    Deviation(
         "splice.pipe_goes_out_of_a_seqpacket_socket",
         "6.5-",
         "the message stays open, and nothing is sent",
@@ -168,6 +208,14 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "the message stays open, and nothing is sent",
         "kcm_sendmsg() ends a message of SOCK_SEQPACKET at MSG_EOR only, which sendfile can't give",
         _NO_SPLICE_SINCE,
+    ),
+    Deviation(
+        "splice.file_goes_out_whose_end_comes_early",
+        "5.10-",
+        "the message stays open, and nothing is sent",
+        "sendfile gives MSG_MORE with all that is not the last of what was asked for, and at the "
+        "end nothing ends the message: kcm_splice_eof() writes what is queued only",
+        _SEEN,
     ),
     Deviation(
         "statistics.unattach_is_counted",

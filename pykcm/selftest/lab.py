@@ -1,27 +1,22 @@
-"""What a check works with: sockets, programs, and ways to look that never wait for ever."""
+"""What a check works with: sockets, programs, and ways to look at them."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-import select
 import socket
 import struct
-import sys
-import termios
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
-from pykcm import _loopback, bpf
-from pykcm import statistics as stat
+from pykcm import _loopback, _offset, bpf
 from pykcm._binding import lib
+from pykcm.errors import CapabilityError, UnavailableError
 from pykcm.selftest.calls import Calls, name_of
 from pykcm.selftest.check import Failure, Skip
 from pykcm.selftest.environment import Environment
-
-T = TypeVar("T")
+from pykcm.selftest.looking import Looking
 
 DGRAM, SEQPACKET = socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
 
@@ -29,15 +24,14 @@ DGRAM, SEQPACKET = socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
 # the segment's first bytes, so that it is right for the first message of a segment only.
 DOCUMENTED = "r6 = r1\nr0 = *(u32 *)skb[0]\nr0 += 4\nexit"
 
-#: A length that DOCUMENTED's messages stay under, in bytes.
-ROOM = 1 << 18
+#: Messages of 100 bytes, each another one, in their order.
+NUMBERED = [struct.pack(">I", number) * 25 for number in range(1000)]
 
 #: Patience for what is known not to happen on many kernels, in seconds.
-SOON = 2.0
+SOON = 1.0
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_SO_MEMINFO, _WMEM_QUEUED = 55, 5  # include/uapi/asm-generic/socket.h, linux/sock_diag.h
 
 
 def framed(body: bytes) -> bytes:
@@ -45,7 +39,7 @@ def framed(body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
-class Lab:
+class Lab(Looking):
     """The sockets and programs of one check, closed when it ends.
 
     Args:
@@ -53,17 +47,18 @@ class Lab:
         environment: what this process may do.
         patience: seconds to wait for what has to happen.
         quiet: seconds to look whether something happens that must not.
+
+    Attributes:
+        notes: what a check that passes has to say.
     """
 
     def __init__(
         self, calls: Calls, environment: Environment, patience: float = 10.0, quiet: float = 0.2
     ) -> None:
-        self.calls = calls
+        super().__init__(calls, patience, quiet)
         self.environment = environment
-        self.patience = patience
-        self.quiet = quiet
+        self.notes: list[str] = []
         self._open = contextlib.ExitStack()
-        self._sockets: list[socket.socket] = []
         self._isolated = False
 
     def __enter__(self) -> Lab:
@@ -71,6 +66,12 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    def another(self) -> Lab:
+        """A lab like this one, whose sockets and programs can be closed before this one's."""
+        other = Lab(self.calls, self.environment, self.patience, self.quiet)
+        other._isolated = self._isolated
+        return other
 
     # --- making things
 
@@ -89,7 +90,7 @@ class Lab:
         return self._made(socket.socket(lib.AF_KCM, kcm.type, 0, fileno=fd))
 
     def _made(self, sock: socket.socket) -> socket.socket:
-        self._sockets.append(self.keep(sock))
+        self.sockets.append(self.keep(sock))
         return sock
 
     def tcp(self) -> tuple[socket.socket, socket.socket]:
@@ -120,6 +121,18 @@ class Lab:
         """A program for messages of one size, which works wherever they lie in a segment."""
         return self.program(f"r0 = {size}\nexit")
 
+    def separating(self) -> bpf.Program:
+        """A program for the documented one's messages, wherever they lie in a segment."""
+        if self.environment.no_programs:
+            raise Skip(self.environment.no_programs)
+        try:
+            strategy = _offset.find_strategy()
+        except CapabilityError as error:
+            raise Skip(str(error)) from None
+        except UnavailableError as error:
+            raise Failure(f"an offset\nexpected: a way to read it\nseen: {error}") from None
+        return self.program(f"{strategy.lines('r7')}\nr0 = *(u32 *)skb[r7]\nr0 += 4\nexit")
+
     def attach(self, kcm: socket.socket, tcp: socket.socket, program: bpf.Program) -> None:
         self.calls.attach(kcm.fileno(), tcp.fileno(), program.fd)
 
@@ -135,6 +148,30 @@ class Lab:
         near, far = self.tcp()
         self.attach(kcm, near, program)
         return kcm, near, far
+
+    def reserve(self, kcm: socket.socket, near: socket.socket) -> bytes:
+        """Have a message half written to a connection whose peer does not read; returns it."""
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        # More than the buffers of both ends of a loopback connection take at first.
+        message = framed(b"".join(NUMBERED) * 10)
+        self.calls.send(kcm.fileno(), [message])
+        self.expect("some of the message is unsent", self.unsent_bytes(kcm) > 0, True)
+        return message
+
+    @contextlib.contextmanager
+    def arriving(self, far: socket.socket, messages: list[bytes]) -> Iterator[None]:
+        """Have messages sent by another process while the block runs; it has ended after it."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for start in range(0, len(messages), 10):
+                    self.calls.tcp_send(far, b"".join(messages[start : start + 10]))
+            finally:
+                os._exit(0)
+        try:
+            yield
+        finally:
+            os.waitpid(pid, 0)
 
     def pipe(self) -> tuple[int, int]:
         """A pipe's reading and writing end."""
@@ -155,189 +192,3 @@ class Lab:
             struct.pack_into("H", request, 16, flags)
             self.calls.ioctl(control.fileno(), _SIOCSIFFLAGS, request)
         self._isolated = True
-
-    # --- looking
-
-    def expect(self, what: str, seen: T, wanted: T) -> None:
-        """Fail unless what was seen is what was wanted."""
-        if seen != wanted:
-            raise Failure(f"{what}\nexpected: {_shown(wanted)}\nseen: {_shown(seen)}")
-
-    def eventually(self, what: str, look: Callable[[], T], wanted: T) -> None:
-        """Fail unless what `look` returns becomes what is wanted while patience lasts."""
-        end = time.monotonic() + self.patience
-        while (seen := look()) != wanted and time.monotonic() < end:
-            time.sleep(0.005)
-        self.expect(what, seen, wanted)
-
-    def refused(self, what: str, wanted: int, call: Callable[..., object], *arguments: Any) -> None:
-        """Fail unless a call raises the OSError of an errno."""
-        number = None
-        try:
-            call(*arguments)
-        except OSError as error:
-            number = error.errno
-        self.expect(f"errno of {what}", name_of(number), name_of(wanted))
-
-    def refused_after(
-        self, what: str, wanted: int, seconds: float, call: Callable[..., object], *arguments: Any
-    ) -> None:
-        """Fail unless a call raises the OSError of an errno, and not before its time."""
-        waited = []
-        for _ in range(3):  # a busy machine makes any one longer
-            start = time.monotonic()
-            self.refused(what, wanted, call, *arguments)
-            waited.append(time.monotonic() - start)
-        self.expect(f"waited for {seconds:g} s", min(waited) >= 0.95 * seconds, True)
-
-    def receive(self, kcm: socket.socket, room: int = ROOM, flags: int = 0) -> bytes:
-        """What one recvmsg gives; fails if nothing comes while patience lasts."""
-        return self.receive_flags(kcm, room, flags)[0]
-
-    def receive_flags(
-        self, kcm: socket.socket, room: int = ROOM, flags: int = 0
-    ) -> tuple[bytes, int]:
-        """What one recvmsg gives, and its msg_flags."""
-        if not self.calls.poll(kcm.fileno(), select.POLLIN, self.patience):
-            raise Failure(
-                f"a receive on the KCM socket\nexpected: a message\nseen: nothing in "
-                f"{self.patience:g} s"
-            )
-        buffer = bytearray(room)
-        size, seen = self.calls.receive(kcm.fileno(), [buffer], flags | socket.MSG_DONTWAIT)
-        return bytes(buffer[:size]), seen
-
-    def peek(self, kcm: socket.socket) -> bytes:
-        """The next message, which stays."""
-        return self.receive(kcm, flags=socket.MSG_PEEK)
-
-    def received(self, kcm: socket.socket, messages: list[bytes]) -> None:
-        """Fail unless these messages are received, in this order."""
-        for number, message in enumerate(messages):
-            self.expect(f"message {number} on the KCM socket", self.receive(kcm), message)
-
-    def silent(self, kcm: socket.socket, what: str = "the KCM socket") -> None:
-        """Fail if anything can be received."""
-        if self.calls.poll(kcm.fileno(), select.POLLIN, self.quiet):
-            try:
-                seen: object = self.receive(kcm)
-            except OSError as error:
-                seen = name_of(error.errno)
-            raise Failure(f"a receive on {what}\nexpected: nothing\nseen: {_shown(seen)}")
-
-    def stream(self, far: socket.socket, size: int) -> bytes:
-        """So many bytes of a TCP stream, fewer if it ends or no more come."""
-        data = bytearray()
-        end = time.monotonic() + self.patience
-        while len(data) < size and time.monotonic() < end:
-            if not self.calls.poll(far.fileno(), select.POLLIN, self.patience):
-                break
-            piece = self.calls.tcp_receive(far, size - len(data))
-            if not piece:
-                break
-            data += piece
-            end = time.monotonic() + self.patience
-        return bytes(data)
-
-    def streamed(self, far: socket.socket, data: bytes) -> None:
-        """Fail unless these bytes arrive at the other end."""
-        self.expect(
-            "what the other end of the TCP connection read", self.stream(far, len(data)), data
-        )
-
-    def unsent(self, far: socket.socket, what: str = "the other end") -> None:
-        """Fail if anything arrives at the other end."""
-        if self.calls.poll(far.fileno(), select.POLLIN, self.quiet):
-            seen = self.calls.tcp_receive(far, ROOM)
-            raise Failure(f"what {what} read\nexpected: nothing\nseen: {_shown(seen)}")
-
-    def either_end_has(self, kcm: socket.socket, tcp: socket.socket, message: bytes) -> None:
-        """Fail unless a message can be read from the KCM socket or the TCP socket."""
-        if self.calls.poll(kcm.fileno(), select.POLLIN, self.quiet):
-            self.expect("a receive on the KCM socket", self.receive(kcm), message)
-        elif self.calls.poll(tcp.fileno(), select.POLLIN, self.quiet):
-            self.expect("a read of the TCP socket", self.stream(tcp, len(message)), message)
-        else:
-            raise Failure("the message\nexpected: on the KCM or the TCP socket\nseen: nowhere")
-
-    def consumed(self, near: socket.socket, far: socket.socket) -> None:
-        """Wait until KCM has taken all that was sent over a connection."""
-
-        def under_way(tcp: socket.socket, request: int) -> int:
-            answer = bytearray(4)
-            self.calls.ioctl(tcp.fileno(), request, answer)
-            return int.from_bytes(answer, sys.byteorder)
-
-        # Also on the loopback interface, what is sent may arrive later.
-        self.eventually("bytes not acknowledged", lambda: under_way(far, termios.TIOCOUTQ), 0)
-        self.eventually("bytes in the TCP socket", lambda: under_way(near, termios.FIONREAD), 0)
-
-    def posted(self, tcp: socket.socket, wanted: int) -> None:
-        """Fail unless an error is posted on a TCP socket: POLLERR, then SO_ERROR."""
-        events = self.calls.poll(tcp.fileno(), 0, self.patience)
-        if not events & select.POLLERR:
-            raise Failure(
-                f"poll of the attached TCP socket\nexpected: POLLERR\nseen: {events:#x} in "
-                f"{self.patience:g} s"
-            )
-        self.expect(
-            "SO_ERROR of the attached TCP socket",
-            name_of(self.calls.tcp_error(tcp)),
-            name_of(wanted),
-        )
-
-    def unsent_bytes(self, kcm: socket.socket) -> int:
-        """What a KCM socket holds that TCP has not taken, in bytes."""
-        info = self.calls.get_option(kcm, socket.SOL_SOCKET, _SO_MEMINFO, 36)
-        size: int = struct.unpack("9I", info)[_WMEM_QUEUED]
-        return size
-
-    def set_receive_disabled(self, kcm: socket.socket, value: int) -> None:
-        self.calls.set_option(kcm, lib.SOL_KCM, lib.KCM_RECV_DISABLE, struct.pack("i", value))
-
-    def receive_disabled(self, kcm: socket.socket) -> int:
-        value: int = struct.unpack(
-            "i", self.calls.get_option(kcm, lib.SOL_KCM, lib.KCM_RECV_DISABLE)
-        )[0]
-        return value
-
-    # --- statistics
-
-    def multiplexor(self) -> stat.MultiplexorStatistics:
-        """The newest multiplexor of this namespace."""
-        found = stat.parse_multiplexors(self.calls.proc("kcm"))
-        if not found:
-            raise Failure("/proc/net/kcm\nexpected: a multiplexor\nseen: none")
-        return found[0]
-
-    def queued(self, kcm: socket.socket) -> int:
-        """How many messages wait in a socket of the only multiplexor of an isolated check."""
-        # The kernel numbers a multiplexor's sockets in the order of their making (init_kcm_sock).
-        number = self._sockets.index(kcm)
-        return next(s.receive_queue for s in self.multiplexor().sockets if s.index == number)
-
-    def totals(self) -> dict[str, int]:
-        """The columns of /proc/net/kcm_stats: "MUX" or "Psock" and the kernel's name."""
-        lines = [line.split() for line in self.calls.proc("kcm_stats").splitlines()]
-        return {
-            f"{names[0]} {name}": int(value)
-            for names, values in (lines[0:2], lines[2:4])
-            for name, value in zip(names[1:], values, strict=True)
-        }
-
-    @contextlib.contextmanager
-    def descriptors_unchanged(self) -> Iterator[None]:
-        """Fail if the block leaves a descriptor open."""
-        before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
-        yield
-        after = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
-        self.expect("open descriptors", after, before)
-
-
-def _shown(value: object) -> str:
-    """A value for a line of diagnostics."""
-    if isinstance(value, bytes) and len(value) > 40:
-        return f"{len(value)} bytes, {value[:20]!r}...{value[-12:]!r}"
-    if isinstance(value, list) and len(value) > 12:
-        return f"{len(value)} items, {value[:12]!r}..."
-    return repr(value) if not isinstance(value, str) else value

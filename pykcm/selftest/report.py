@@ -1,106 +1,50 @@
-"""From outcomes to a report and an exit status."""
+"""Makes checks and writes what comes of them: as they are made, or as one JSON document."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
 import os
 import re
+import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
-from pykcm.selftest import ktap, runner, versions
+from pykcm.selftest import facts, runner, versions
 from pykcm.selftest.calls import Calls
-from pykcm.selftest.check import Check, Group
+from pykcm.selftest.check import Group
 from pykcm.selftest.checks import GROUPS
-from pykcm.selftest.deviations import Deviation, known
+from pykcm.selftest.deviations import known
 from pykcm.selftest.environment import survey
+from pykcm.selftest.formats import FORMATS
+from pykcm.selftest.verdict import Verdict
 
 # The kernel's selftests' (tools/testing/selftests/kselftest.h).
 PASSED, FAILED, SKIPPED = 0, 1, 4
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """A check's outcome in the light of the table.
+class Options:
+    """How checks are made and told of.
 
     Attributes:
-        check: the check.
-        outcome: how it went.
-        deviation: what the table says of it on this kernel.
-        expect_known: a deviation that is gone counts as a failure.
+        format: one of formats.FORMATS.
+        expect_known: a known deviation that is gone is a failure.
+        parallel: how many checks are made at once.
+        repeat: how often each is made.
+        command: the command line, for the head of the report.
     """
 
-    check: Check
-    outcome: runner.Outcome
-    deviation: Deviation | None
+    format: str = "ktap"
     expect_known: bool = False
-
-    @property
-    def gone(self) -> bool:
-        """The table says that it fails, and it passed."""
-        return self.deviation is not None and self.outcome.status == "pass"
-
-    @property
-    def expected(self) -> bool:
-        """It failed as the table says."""
-        return self.deviation is not None and self.outcome.status == "fail"
-
-    @property
-    def ok(self) -> bool:
-        """What KTAP calls ok."""
-        return self.outcome.status in ("pass", "skip") and not (self.gone and self.expect_known)
-
-    @property
-    def bad(self) -> bool:
-        """It makes the whole fail."""
-        return not self.ok and not self.expected
-
-    @property
-    def directive(self) -> tuple[str, str]:
-        """KTAP's directive and what follows it."""
-        lines = self.outcome.lines
-        if self.outcome.status == "skip":
-            return "SKIP", " ".join(lines)
-        if self.outcome.status == "timeout":
-            return "TIMEOUT", " ".join(lines)
-        if self.outcome.status == "error":
-            return "ERROR", lines[-1] if lines else ""
-        if self.expected and self.deviation:
-            return "XFAIL", f"known deviation: {self.deviation.happens}"
-        return "", ""
-
-    @property
-    def comments(self) -> list[str]:
-        """The diagnostic lines."""
-        if self.gone and self.deviation:
-            return [
-                f"{self.check.name}: passed, but the table of known deviations says that it fails "
-                f"on this kernel ({self.deviation.kernels}: {self.deviation.happens})",
-                "update pykcm/selftest/deviations.py",
-            ]
-        if self.outcome.status in ("pass", "skip"):
-            return []
-        lines = [f"{self.check.name}: {self.check.summary}", f"source: {self.check.source}"]
-        if self.expected and self.deviation:
-            lines.append(f"cause: {self.deviation.cause}")
-        return lines + list(self.outcome.lines)
-
-    def as_json(self) -> dict[str, Any]:
-        """The same for programs."""
-        return {
-            "name": self.check.name,
-            "summary": self.check.summary,
-            "source": self.check.source,
-            "status": self.outcome.status,
-            "known_deviation": dataclasses.asdict(self.deviation) if self.deviation else None,
-            "ok": not self.bad,
-            "seconds": round(self.outcome.seconds, 3),
-            "lines": list(self.outcome.lines),
-        }
+    parallel: int = 1
+    repeat: int = 1
+    command: tuple[str, ...] = ("kcm", "selftest")
 
 
 def select(pattern: str | None, groups: Sequence[Group] = GROUPS) -> list[Group]:
@@ -120,7 +64,7 @@ def select(pattern: str | None, groups: Sequence[Group] = GROUPS) -> list[Group]
         try:
             matches = re.compile(pattern[1:-1]).search
         except re.error as error:
-            raise ValueError(f"{pattern} is no regular expression: {error}") from None
+            raise ValueError(f"{pattern} is not a regular expression: {error}") from None
     else:
         matches = re.compile(fnmatch.translate(pattern)).match
     found = []
@@ -149,76 +93,71 @@ def list_checks(groups: Sequence[Group], as_json: bool, file: TextIO | None = No
             print(check.name, file=file)
 
 
-def run(
-    groups: Sequence[Group],
-    as_json: bool = False,
-    expect_known: bool = False,
-    parallel: int = 1,
-    file: TextIO | None = None,
-) -> int:
-    """Make checks, write the report as they are made, and return the exit status."""
-    file = file or sys.stdout
+def run(groups: Sequence[Group], options: Options | None = None, file: TextIO | None = None) -> int:
+    """Make checks, write the report as they are made, and return the exit status.
+
+    SIGINT and SIGTERM end it early, with a report of what was done until then; the exit status is
+    a shell's for that signal.
+    """
+    options = options or Options()
     environment = survey()
     version = versions.running()
-    uname = os.uname()
-    checks = [check for group in groups for check in group.checks]
-    outcomes = runner.run((runner.Job(check, Calls()) for check in checks), environment, parallel)
-    verdicts: Iterator[Verdict] = (
-        Verdict(check, outcome, known(check.name, version), expect_known)
-        for check, outcome in zip(checks, outcomes, strict=True)
+    known_facts = facts.collect(options.command)
+    report = FORMATS[options.format](file or sys.stdout, known_facts, environment.obstacles)
+    if environment.no_sockets:
+        report.nothing(environment.no_sockets, SKIPPED)
+        return SKIPPED
+    jobs = (
+        runner.Job(check, Calls())
+        for group in groups
+        for check in group.checks
+        for _ in range(options.repeat)
     )
-    if as_json:
-        collected = list(verdicts)
-        status = _status(collected, environment.obstacles)
-        document = {
-            "kernel": f"{uname.release} {uname.version}",
-            "version": ".".join(map(str, version)),
-            "obstacles": environment.obstacles,
-            "exit_status": status,
-            "checks": [verdict.as_json() for verdict in collected],
-        }
-        print(json.dumps(document, indent=2), file=file)
+    report.begin(groups)
+    try:
+        with (
+            _stop_signals() as stop,
+            contextlib.closing(runner.run(jobs, environment, options.parallel, stop)) as outcomes,
+        ):
+            for group in groups:
+                report.begin_group(group)
+                for check in group.checks:
+                    outcome = runner.combined([next(outcomes) for _ in range(options.repeat)])
+                    deviation = known(check.name, version)
+                    report.verdict(Verdict(check, outcome, deviation, options.expect_known))
+                report.end_group()
+    except runner.Stopped as stopped:
+        status = 128 + stopped.number
+        report.end(status, signal.Signals(stopped.number).name)
         return status
-    writer = ktap.Writer(file)
-    writer.begin(len(groups))
-    writer.comment([f"kernel: {uname.sysname} {uname.release} {uname.version} {uname.machine}"])
-    writer.comment(f"can't test all: {reason}" for reason in environment.obstacles)
-    collected = []
-    for group in groups:
-        nested = writer.subtest(len(group.checks), [f"Subtest: {group.name}", group.title])
-        part: list[Verdict] = []
-        for _ in group.checks:
-            verdict = next(verdicts)
-            nested.comment(verdict.comments)
-            nested.result(verdict.ok, verdict.check.name, *verdict.directive)
-            part.append(verdict)
-        nested.end()
-        skipped = all(verdict.outcome.status == "skip" for verdict in part)
-        reason = " ".join(part[0].outcome.lines) if skipped else ""
-        writer.result(
-            not any(verdict.bad for verdict in part), group.name, "SKIP" if skipped else "", reason
-        )
-        collected += part
-    writer.end()
-    writer.comment(_summary(collected))
-    return _status(collected, environment.obstacles)
+    status = _status(report.verdicts, environment.obstacles)
+    report.end(status)
+    return status
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[int]:
+    """A descriptor on which a byte tells of each SIGINT and SIGTERM: its number.
+
+    So a signal ends the run between two lines of the report and not in the middle of one.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in _STOPPING}
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
 
 
 def _status(verdicts: Sequence[Verdict], obstacles: Sequence[str]) -> int:
-    if any(verdict.bad for verdict in verdicts):
+    if not all(verdict.ok for verdict in verdicts):
         return FAILED
     if obstacles or all(verdict.outcome.status == "skip" for verdict in verdicts):
         return SKIPPED
     return PASSED
-
-
-def _summary(verdicts: Sequence[Verdict]) -> list[str]:
-    counts = Counter(
-        "xfail" if verdict.expected else "fail" if verdict.bad else verdict.outcome.status
-        for verdict in verdicts
-    )
-    gone = [verdict.check.name for verdict in verdicts if verdict.gone]
-    names = ("pass", "fail", "xfail", "skip")
-    lines = ["Totals: " + " ".join(f"{name}:{counts[name]}" for name in names)]
-    lines += [f"known deviation that is gone: {name}" for name in gone]
-    return lines

@@ -16,15 +16,20 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence
 from typing import Literal, NoReturn
 
+from pykcm import _faults
 from pykcm.selftest.calls import Calls, name_of
 from pykcm.selftest.check import Check, Failure, Skip
 from pykcm.selftest.environment import Environment
 from pykcm.selftest.lab import Lab
 
-Status = Literal["pass", "fail", "skip", "timeout", "error"]
+Status = Literal["pass", "skip", "fail", "error", "timeout", "fault"]
+
+# From the best to the worst.
+_STATUSES: tuple[Status, ...] = ("pass", "skip", "fail", "error", "timeout", "fault")
 
 # How many seconds a killed process may take to go.  Beyond that it hangs in the kernel.
 _DYING = 10.0
@@ -38,7 +43,8 @@ class Outcome:
 
     Attributes:
         status: "pass"; "fail": the kernel did something else; "skip": it could not be tried here;
-            "timeout": it was ended when its time was over; "error": the check itself broke.
+            "timeout": it was ended when its time was over; "error": the check itself broke;
+            "fault": meanwhile the kernel told of a fault of its own.
         lines: what there is to say about it.
         seconds: how long it took.
     """
@@ -61,6 +67,18 @@ class Job:
     check: Check
     calls: Calls
     patience: float = 10.0
+
+
+class Stopped(Exception):  # noqa: N818 - it is what was asked for
+    """No more checks are made since a signal said so.
+
+    Attributes:
+        number: the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class _Child:
@@ -128,44 +146,68 @@ class _Child:
         return None
 
 
-def run(jobs: Iterable[Job], environment: Environment, parallel: int = 1) -> Iterator[Outcome]:
+def combined(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome of a check that was made several times: the worst, and how often it was so."""
+    worst = max(outcomes, key=lambda outcome: _STATUSES.index(outcome.status))
+    counts = Counter(outcome.status for outcome in outcomes)
+    if len(outcomes) == 1 or worst.status == "skip":
+        return worst
+    said = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
+    seconds = [outcome.seconds for outcome in outcomes]
+    lines = f"made {len(outcomes)} times: {said}; {min(seconds):.3f} to {max(seconds):.3f} s"
+    return Outcome(worst.status, (lines, *worst.lines), sum(seconds))
+
+
+def run(
+    jobs: Iterable[Job], environment: Environment, parallel: int = 1, stop: int = -1
+) -> Generator[Outcome, None, None]:
     """Make checks; the outcomes come in the order of the jobs.
 
     Args:
         jobs: what to do.
         environment: what this process may do.
         parallel: how many at once.
+        stop: a descriptor on which a byte ends all: the number of the signal to which that is due.
+
+    Raises:
+        Stopped: there was such a byte.
     """
     waiting = enumerate(jobs)
+    number, job = next(waiting, (0, None))
     running: dict[int, tuple[int, _Child]] = {}
     done: dict[int, Outcome] = {}
     next_out = 0
     poll = select.poll()
-    more = True
+    if stop >= 0:
+        poll.register(stop, select.POLLIN)
+    watch = _watch()
+    alone = False
     try:
-        while more or running:
-            while more and len(running) < parallel:
-                try:
-                    number, job = next(waiting)
-                except StopIteration:
-                    more = False
-                    break
+        while job or running:
+            while job and len(running) < parallel and not alone:
                 if environment.no_sockets:
                     done[number] = Outcome("skip", (environment.no_sockets,), 0.0)
-                    continue
-                child = _Child(job, environment)
-                poll.register(child.fd, select.POLLIN)
-                running[child.fd] = number, child
+                elif job.check.alone and running:
+                    break
+                else:
+                    alone = job.check.alone
+                    child = _Child(job, environment)
+                    poll.register(child.fd, select.POLLIN)
+                    running[child.fd] = number, child
+                number, job = next(waiting, (0, None))
             if running:
                 first = min(child.deadline for _, child in running.values())
-                ready = poll.poll(max(0.0, first - time.monotonic()) * 1000 + 1)
-                finished = {fd for fd, _ in ready if running[fd][1].read()}
+                ready = dict(poll.poll(max(0.0, first - time.monotonic()) * 1000 + 1))
+                if ready.pop(stop, 0):
+                    raise Stopped(os.read(stop, 1)[0])
+                finished = {fd for fd in ready if running[fd][1].read()}
                 now = time.monotonic()
                 finished |= {fd for fd, (_, child) in running.items() if child.deadline <= now}
                 for fd in finished:
                     poll.unregister(fd)
-                    number, child = running.pop(fd)
-                    done[number] = child.finish()
+                    finished_number, child = running.pop(fd)
+                    done[finished_number] = _judged(child.finish(), watch, len(running))
+                    alone = False
             while next_out in done:
                 yield done.pop(next_out)
                 next_out += 1
@@ -173,6 +215,33 @@ def run(jobs: Iterable[Job], environment: Environment, parallel: int = 1) -> Ite
         for _, child in running.values():
             child.deadline = 0.0
             child.finish()
+        if watch:
+            watch.close()
+
+
+def _watch() -> _faults.Watch | None:
+    try:
+        return _faults.Watch()
+    except OSError:  # without /proc; the report's head says so
+        return None
+
+
+def _judged(outcome: Outcome, watch: _faults.Watch | None, others: int) -> Outcome:
+    """The outcome, unless the kernel has told of a fault since it was asked last."""
+    faults = watch.faults() if watch else []
+    if not faults:
+        return outcome
+    beside = f", while {others} other checks were made: --jobs 1 tells whose it is"
+    return Outcome(
+        "fault",
+        (
+            *outcome.lines,
+            f"the check's outcome was: {outcome.status}",
+            *faults,
+            "the kernel told of a fault of its own" + (beside if others else ""),
+        ),
+        outcome.seconds,
+    )
 
 
 def _be_child(job: Job, environment: Environment, report: int) -> NoReturn:
@@ -182,7 +251,9 @@ def _be_child(job: Job, environment: Environment, report: int) -> NoReturn:
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
         gc.disable()  # it would touch, and so copy, every page of the parent's
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         os.dup2(2, 1)  # standard output is the report's alone
         outcome, lines = _make(job, environment)
@@ -212,4 +283,4 @@ def _make(job: Job, environment: Environment) -> tuple[Status, list[str]]:
         ]
     except Exception:
         return "error", traceback.format_exc().splitlines()
-    return "pass", []
+    return "pass", lab.notes

@@ -1,22 +1,15 @@
-"""Seeded message streams in which any loss, change or doubling can be seen.
-
-A message is its length (4 bytes, of what follows), then sender, number and CRC-32 (4 bytes each,
-all big-endian), then a body of random bytes.  The checksum is over all but itself and the length.
-"""
+"""Seeded streams of messages with random bodies, in pieces as they are to be written."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-import struct
-import zlib
 from collections.abc import Iterator
 
 from pykcm.framing import LengthField
+from pykcm.selftest.messages import HEADER, LENGTH, decode, encode
 
-_LENGTH = struct.Struct(">I")
-_IDENTITY = struct.Struct(">II")
-_HEADER = struct.Struct(">IIII")
+__all__ = ["FRAMING", "MAX_BODY", "Stream", "decode", "encode"]
 
 #: The longest body, in bytes.
 MAX_BODY = 20_000
@@ -25,30 +18,10 @@ FRAMING = LengthField(
     offset=0,
     size=4,
     byteorder="big",
-    adjustment=_LENGTH.size,
-    min_length=_HEADER.size,
+    adjustment=LENGTH.size,
+    min_length=HEADER.size,
     max_length=1 << 18,
 )
-
-
-def encode(sender: int, number: int, body: bytes) -> bytes:
-    """A message with its header."""
-    identity = _IDENTITY.pack(sender, number)
-    checksum = zlib.crc32(body, zlib.crc32(identity))
-    return _HEADER.pack(_HEADER.size - _LENGTH.size + len(body), sender, number, checksum) + body
-
-
-def decode(message: bytes) -> tuple[int, int] | None:
-    """Sender and number of a message, None if it is not whole and intact."""
-    if len(message) < _HEADER.size:
-        return None
-    length, sender, number, checksum = _HEADER.unpack_from(message)
-    if length != len(message) - _LENGTH.size:
-        return None
-    body = memoryview(message)[_HEADER.size :]
-    if zlib.crc32(body, zlib.crc32(_IDENTITY.pack(sender, number))) != checksum:
-        return None
-    return sender, number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +57,7 @@ class Stream:
     @property
     def total_bytes(self) -> int:
         """The length of the whole stream in bytes."""
-        return sum(_HEADER.size + size for size, _ in self._draws())
+        return sum(HEADER.size + size for size, _ in self._draws())
 
     def _draws(self) -> Iterator[tuple[int, int]]:
         """Each body's length, and where in the pool of bytes it begins."""

@@ -286,8 +286,8 @@ class TestClones:
     def test_a_transport_whose_messages_nobody_takes_is_kept(
         self, mux: Multiplexor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clone = Mock(wraps=_kernel.clone_onto)
-        monkeypatch.setattr(_kernel, "clone_onto", clone)
+        clone = Mock(wraps=_kernel.Descriptor.clone)
+        monkeypatch.setattr(_kernel.Descriptor, "clone", clone)
         near, far = _loopback.connection()
         mux.attach(near)
         sent = [message(struct.pack(">I", n)) for n in range(40_000)]

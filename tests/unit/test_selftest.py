@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -12,12 +11,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from pykcm.selftest import deviations, environment, ktap, report, runner, versions
+from pykcm import _faults
+from pykcm.selftest import deviations, environment, facts, report, runner, versions
 from pykcm.selftest.calls import Calls
-from pykcm.selftest.check import Check, Failure, Group, Skip, every
+from pykcm.selftest.check import Check, Skip, every
 from pykcm.selftest.checks import GROUPS
 from pykcm.selftest.environment import Environment
 from pykcm.selftest.lab import Lab
@@ -83,97 +84,6 @@ class TestPlan:
         assert result.returncode == 2
         assert pattern in result.stderr
         assert result.stdout == ""
-
-
-class TestKTAP:
-    def test_report(self) -> None:
-        file = io.StringIO()
-        writer = ktap.Writer(file)
-        writer.begin(1)
-        nested = writer.subtest(3, ["Subtest: group"])
-        nested.result(True, "group.first")
-        nested.comment(["expected: 1\nseen: 2"])
-        nested.result(False, "group.second")
-        nested.result(True, "group.third # 3", "SKIP", "no\nreason")
-        nested.end()
-        writer.result(False, "group")
-        writer.end()
-        assert file.getvalue() == (
-            "KTAP version 1\n"
-            "1..1\n"
-            "  KTAP version 1\n"
-            "  # Subtest: group\n"
-            "  1..3\n"
-            "  ok 1 group.first\n"
-            "  # expected: 1\n"
-            "  # seen: 2\n"
-            "  not ok 2 group.second\n"
-            "  ok 3 group.third \\# 3 # SKIP no reason\n"
-            "not ok 1 group\n"
-        )
-
-    def test_a_missing_result_is_an_error(self) -> None:
-        writer = ktap.Writer(io.StringIO())
-        writer.begin(2)
-        writer.result(True, "one")
-        with pytest.raises(ValueError, match="1 results of 2 planned"):
-            writer.end()
-
-    def test_a_result_too_many_is_an_error(self) -> None:
-        writer = ktap.Writer(io.StringIO())
-        writer.begin(0)
-        with pytest.raises(ValueError, match="result 1 of 0 planned"):
-            writer.result(True, "one")
-
-
-def outcome(status: runner.Status) -> runner.Outcome:
-    return runner.Outcome(status, ("what happened",), 0.5)
-
-
-CHECK = next(iter(CHECKS.values()))
-KNOWN = deviations.Deviation(CHECK.name, "-", "it fails", "a cause", "4.6")
-
-
-class TestVerdict:
-    @pytest.mark.parametrize(
-        ("status", "known", "strict", "ok", "bad", "directive"),
-        [
-            ("pass", False, False, True, False, ""),
-            ("fail", False, False, False, True, ""),
-            ("skip", False, False, True, False, "SKIP"),
-            ("timeout", False, False, False, True, "TIMEOUT"),
-            ("error", False, False, False, True, "ERROR"),
-            ("fail", True, False, False, False, "XFAIL"),
-            ("fail", True, True, False, False, "XFAIL"),
-            ("pass", True, False, True, False, ""),
-            ("pass", True, True, False, True, ""),
-            ("timeout", True, True, False, True, "TIMEOUT"),
-            ("error", True, False, False, True, "ERROR"),
-        ],
-    )
-    def test_status(
-        self,
-        status: runner.Status,
-        known: bool,
-        strict: bool,
-        ok: bool,
-        bad: bool,
-        directive: str,
-    ) -> None:
-        verdict = report.Verdict(CHECK, outcome(status), KNOWN if known else None, strict)
-        assert (verdict.ok, verdict.bad, verdict.directive[0]) == (ok, bad, directive)
-
-    def test_a_deviation_that_is_gone_says_to_update_the_table(self) -> None:
-        verdict = report.Verdict(CHECK, outcome("pass"), KNOWN, True)
-        assert "update pykcm/selftest/deviations.py" in verdict.comments
-
-    def test_a_failure_says_what_and_whence(self) -> None:
-        comments = report.Verdict(CHECK, outcome("fail"), None).comments
-        assert comments == [
-            f"{CHECK.name}: {CHECK.summary}",
-            f"source: {CHECK.source}",
-            "what happened",
-        ]
 
 
 class TestDeviations:
@@ -370,6 +280,101 @@ class TestRunner:
             os.waitpid(-1, os.WNOHANG)
 
 
+class TestStatistics:
+    """A kernel that lacks a column can't be asked for it: the checks of it are skipped."""
+
+    class Without(Calls):
+        def proc(self, name: str) -> str:
+            if name == "kcm_stats":
+                return "MUX Attach\n 5\nPsock\n\n"
+            return (
+                "*** KCM statistics (1 MUX) ****\n"
+                "Object Recv-Q Status\nmux - KCMs: 1, Psocks 0\nkcm-0 2 RxWait\n"
+            )
+
+    def test_a_missing_column(self) -> None:
+        with Lab(self.Without(), Environment()) as lab:
+            assert lab.total("MUX Attach") == 5
+            with pytest.raises(Skip, match="no column Psock RX-Aborts"):
+                lab.total("Psock RX-Aborts")
+            line = lab.multiplexor().sockets[0]
+            assert lab.shown(line.receive_queue) == (2,)
+            with pytest.raises(Skip, match="lacks a column"):
+                lab.shown(line.receive_queue, line.tx_bytes)
+
+
+class TestFaults:
+    """A check during which the kernel told of a fault has failed, however it went itself."""
+
+    class Watch:
+        told: ClassVar[list[list[str]]] = []
+
+        def faults(self) -> list[str]:
+            return self.told.pop(0)
+
+        def close(self) -> None:
+            self.told.clear()
+
+    def test_a_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def passes(lab: Lab) -> None:
+            pass
+
+        self.Watch.told[:] = [[], ["WARNING: net/kcm/kcmsock.c:1 at kcm_x, CPU#0", "tainted"], []]
+        monkeypatch.setattr(_faults, "Watch", self.Watch)
+        first, second, third = run(passes, passes, passes)
+        assert [first.status, second.status, third.status] == ["pass", "fault", "pass"]
+        assert second.lines == (
+            "the check's outcome was: pass",
+            "WARNING: net/kcm/kcmsock.c:1 at kcm_x, CPU#0",
+            "tainted",
+            "the kernel told of a fault of its own",
+        )
+        assert self.Watch.told == []
+
+    def test_a_fault_beside_other_checks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def passes(lab: Lab) -> None:
+            pass
+
+        def waits(lab: Lab) -> None:
+            time.sleep(0.5)
+
+        self.Watch.told[:] = [["WARNING: x"], []]
+        monkeypatch.setattr(_faults, "Watch", self.Watch)
+        first, second = run(passes, waits, parallel=2)
+        assert (first.status, second.status) == ("fault", "pass")
+        assert "while 1 other checks were made: --jobs 1" in first.lines[-1]
+
+    def test_without_proc(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def passes(lab: Lab) -> None:
+            pass
+
+        monkeypatch.setattr(_faults, "_TAINTED", Path("/nowhere"))
+        assert run(passes)[0].status == "pass"
+        assert facts.collect(["kcm"])["taint"].startswith("unknown: ")
+
+
+class TestRepeating:
+    def outcomes(self, *statuses: runner.Status) -> list[runner.Outcome]:
+        return [runner.Outcome(s, (f"it was {s}",), n / 2) for n, s in enumerate(statuses, 1)]
+
+    def test_once(self) -> None:
+        [outcome] = self.outcomes("fail")
+        assert runner.combined([outcome]) == outcome
+
+    def test_the_worst_counts(self) -> None:
+        combined = runner.combined(self.outcomes("pass", "fail", "pass"))
+        assert combined.status == "fail"
+        assert combined.lines == (
+            "made 3 times: 2 pass, 1 fail; 0.500 to 1.500 s",
+            "it was fail",
+        )
+        assert combined.seconds == 3
+
+    def test_all_skipped(self) -> None:
+        outcomes = self.outcomes("skip", "skip")
+        assert runner.combined(outcomes) == outcomes[0]
+
+
 class TestEnvironment:
     @pytest.mark.parametrize(
         ("text", "found"),
@@ -409,50 +414,3 @@ class TestEnvironment:
             pytest.raises(Skip, match="no BPF"),
         ):
             lab.documented()
-
-
-class TestExitStatus:
-    @staticmethod
-    def status(monkeypatch: pytest.MonkeyPatch, *bodies: object, **lacking: str) -> tuple[int, str]:
-        group = Group("unit", "Made up")
-        for number, body in enumerate(bodies):
-            group.checks.append(Check(f"unit.{number}", "Text.", "source", body))  # type: ignore[arg-type]
-        monkeypatch.setattr(report, "survey", lambda: Environment(**lacking))
-        file = io.StringIO()
-        return report.run([group], file=file), file.getvalue()
-
-    @staticmethod
-    def passes(lab: Lab) -> None:
-        pass
-
-    @staticmethod
-    def fails(lab: Lab) -> None:
-        raise Failure("something")
-
-    @staticmethod
-    def skips(lab: Lab) -> None:
-        raise Skip("no reason")
-
-    def test_0_if_nothing_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        status, text = self.status(monkeypatch, self.passes, self.skips)
-        assert status == 0
-        assert text.splitlines()[-2:] == [
-            "ok 1 unit",
-            "# Totals: pass:1 fail:0 xfail:0 skip:1",
-        ]
-
-    def test_1_if_anything_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        status, text = self.status(monkeypatch, self.passes, self.fails, no_programs="no BPF")
-        assert status == 1
-        assert "\nnot ok 1 unit\n" in text
-        assert "\n  not ok 2 unit.1\n" in text
-
-    def test_4_if_all_is_skipped(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        status, text = self.status(monkeypatch, self.skips)
-        assert status == 4
-        assert "\n  ok 1 unit.0 # SKIP no reason\nok 1 unit # SKIP no reason\n" in text
-
-    def test_4_if_something_could_not_be_tried_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        status, text = self.status(monkeypatch, self.passes, no_programs="no BPF")
-        assert status == 4
-        assert "\n# can't test all: no BPF\n" in text

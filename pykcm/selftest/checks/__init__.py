@@ -9,9 +9,11 @@ from pykcm.selftest.checks import (
     delineation,
     disable,
     disconnect,
+    faults,
     namespace,
     options,
     receive,
+    resources,
     sockets,
     splice,
     statistics,
@@ -36,5 +38,7 @@ GROUPS: tuple[Group, ...] = tuple(
         splice,
         statistics,
         namespace,
+        faults,
+        resources,
     )
 )

@@ -8,9 +8,9 @@ import socket
 import struct
 
 from pykcm._binding import lib
-from pykcm.selftest.calls import BPF_PROG_TYPE_SCHED_CLS
 from pykcm.selftest.check import Group, Skip, code, rst
 from pykcm.selftest.lab import Lab, framed
+from pykcm.selftest.syscalls import BPF_PROG_TYPE_SCHED_CLS
 
 GROUP = Group("attach", "SIOCKCMATTACH makes a TCP connection a transport")
 

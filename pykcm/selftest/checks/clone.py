@@ -10,7 +10,7 @@ import sys
 
 from pykcm._binding import lib
 from pykcm.selftest.check import Group, code, rst
-from pykcm.selftest.lab import SEQPACKET, Lab, framed
+from pykcm.selftest.lab import NUMBERED, SEQPACKET, Lab, framed
 
 GROUP = Group("clone", "SIOCKCMCLONE makes another socket of a multiplexor")
 
@@ -80,6 +80,20 @@ def closing_hands_queued_messages_on(lab: Lab) -> None:
     lab.set_receive_disabled(clone, 0)
     lab.calls.close(kcm)
     lab.received(clone, [framed(b"queued")])
+
+
+@GROUP.check(code('kcm_done: "Cleanup in unreserve_rx_kcm"'))
+def closing_while_a_connection_delivers(lab: Lab) -> None:
+    """Messages that arrive while clones are made and closed are received once each."""
+    kcm, _, far = lab.attached(lab.fixed(100))
+    with lab.arriving(far, NUMBERED):
+        received = []
+        for _ in range(100):
+            clone = lab.clone(kcm)
+            received += lab.receive_all(kcm)
+            lab.calls.close(clone)
+    received += lab.receive_rest([kcm], len(NUMBERED) - len(received))
+    lab.expect("the messages, sorted", sorted(received), NUMBERED)
 
 
 @GROUP.check(code("kcm_ioctl, get_unused_fd_flags") + "; socket(2), SOCK_CLOEXEC")

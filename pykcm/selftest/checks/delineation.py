@@ -6,9 +6,7 @@ import errno
 import socket
 import struct
 
-from pykcm import _offset
-from pykcm.errors import CapabilityError, UnavailableError
-from pykcm.selftest.check import Failure, Group, Skip, code, rst
+from pykcm.selftest.check import Group, code, rst
 from pykcm.selftest.lab import SOON, Lab, framed
 
 GROUP = Group("delineation", "The BPF program finds the messages in the TCP stream")
@@ -107,15 +105,7 @@ def documented_program_separates_messages(lab: Lab) -> None:
 @GROUP.check("include/net/strparser.h, struct strp_msg: offset")
 def message_offset_can_be_read(lab: Lab) -> None:
     """A program can find out where in the segment its message begins."""
-    if lab.environment.no_programs:
-        raise Skip(lab.environment.no_programs)
-    try:
-        strategy = _offset.find_strategy()
-    except CapabilityError as error:
-        raise Skip(str(error)) from None
-    except UnavailableError as error:
-        raise Failure(f"an offset\nexpected: a way to read it\nseen: {error}") from None
-    program = lab.program(f"{strategy.lines('r7')}\nr0 = *(u32 *)skb[r7]\nr0 += 4\nexit")
+    program = lab.separating()
     kcm = lab.kcm()
     near, far = lab.tcp()
     lab.calls.tcp_send(far, b"".join(_coalesced()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pykcm.selftest.check import Group, code, rst
-from pykcm.selftest.lab import Lab, framed
+from pykcm.selftest.lab import NUMBERED, Lab, framed
 
 GROUP = Group("disable", "KCM_RECV_DISABLE turns receiving on one socket off")
 
@@ -90,6 +90,21 @@ def pending_messages_wait_for_a_socket(lab: Lab) -> None:
     lab.silent(kcm)
     lab.set_receive_disabled(kcm, 0)
     lab.received(kcm, [framed(b"waits")])
+
+
+@GROUP.check(code('kcm_recv_disable: "If a psock is reserved we\'ll do cleanup in unreserve"'))
+def disabling_while_a_connection_delivers(lab: Lab) -> None:
+    """Messages that arrive while receiving is turned off and on are received once each."""
+    kcm, _, far = lab.attached(lab.fixed(100))
+    sockets = [kcm, lab.clone(kcm)]
+    with lab.arriving(far, NUMBERED):
+        received = []
+        for turn in range(200):
+            lab.set_receive_disabled(sockets[turn % 2], 1)
+            received += lab.receive_all(sockets[turn % 2 - 1])
+            lab.set_receive_disabled(sockets[turn % 2], 0)
+    received += lab.receive_rest(sockets, len(NUMBERED) - len(received))
+    lab.expect("the messages, sorted", sorted(received), NUMBERED)
 
 
 @GROUP.check(code("kcm_recv_enable, kcm_rcv_ready"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import signal
@@ -10,7 +11,7 @@ import struct
 import sys
 import termios
 
-from pykcm.selftest.check import Group, code, rst
+from pykcm.selftest.check import Group, Skip, code, rst
 from pykcm.selftest.lab import SEQPACKET, Lab, framed
 
 GROUP = Group("receive", "recv, recvmsg, recvmmsg, poll of a KCM socket")
@@ -22,6 +23,7 @@ _CALLS = rst(
 )
 _RECVMSG = code("kcm_recvmsg")
 _TEN = b"0123456789"
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 
 
 def _two_messages(lab: Lab, kind: int) -> socket.socket:
@@ -180,6 +182,68 @@ def bad_buffer_is_efault(lab: Lab) -> None:
     kcm = _two_messages(lab, socket.SOCK_DGRAM)
     lab.expect("a peek", lab.peek(kcm), _TEN)
     lab.refused("recv", errno.EFAULT, lab.calls.libc, "recv", kcm.fileno(), 8, 10, 0)
+
+
+@GROUP.check(code("kcm_recvmsg, skb_copy_datagram_msg"))
+def failed_receive_leaves_the_message(lab: Lab) -> None:
+    """After a receive that could not be written, the message is still there."""
+    kcm = _two_messages(lab, socket.SOCK_DGRAM)
+    lab.expect("a peek", lab.peek(kcm), _TEN)
+    lab.refused("recv", errno.EFAULT, lab.calls.libc, "recv", kcm.fileno(), 8, 10, 0)
+    lab.received(kcm, [_TEN, b"abcdefghij"])
+
+
+@GROUP.check(code("__strp_recv, frag_list", "net/strparser/strparser.c"))
+def long_message_is_received(lab: Lab) -> None:
+    """A message of a MiB, which is in many socket buffers, is received whole, and another after."""
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    try:
+        near.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
+    except PermissionError:
+        raise Skip("no large receive buffer can be set; it requires root") from None
+    lab.attach(kcm, near, lab.documented())
+    body = b"".join(struct.pack(">I", number) for number in range(1 << 18))
+    for message in (framed(body), framed(b"short"), framed(body[::-1])):
+        lab.calls.tcp_send(far, message)
+        lab.expect("the message", lab.receive(kcm, 1 << 21), message)
+
+
+_NUMBERS = [struct.pack(">I", number) * 250 for number in range(2000)]
+
+
+@GROUP.check(code("reserve_rx_kcm, strp_pause; kcm_rfree"))
+def full_socket_holds_the_stream_back(lab: Lab) -> None:
+    """What a full socket has no room for waits in the connection, and comes later, in order."""
+    lab.isolate()
+    kcm, _, far = lab.attached(lab.fixed(1000))
+    far.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        far.sendall(b"".join(_NUMBERS))
+    wanted: tuple[str, ...] = ("RxPause", "RdyRx")
+    lab.eventually("the connection's status", lambda: lab.multiplexor().psocks[0].status, wanted)
+    queued = lab.queued(kcm)
+    lab.expect("messages queued", 1 < queued < len(_NUMBERS), True)
+    lab.received(kcm, _NUMBERS[: queued + 100])
+
+
+@GROUP.check(code("kcm_rcv_strparser, try_queue"))
+def full_socket_passes_on_to_another(lab: Lab) -> None:
+    """When one socket becomes full while a connection delivers, another one gets the rest."""
+    lab.isolate()
+    kcm, _, far = lab.attached(lab.fixed(1000))
+    clone = lab.clone(kcm)
+    for sock in (kcm, clone):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    far.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        far.sendall(b"".join(_NUMBERS))
+    wanted: tuple[str, ...] = ("RxPause", "RdyRx")
+    lab.eventually("the connection's status", lambda: lab.multiplexor().psocks[0].status, wanted)
+    counts = [lab.queued(kcm), lab.queued(clone)]
+    lab.expect("messages on each socket", all(counts), True)
+    both = [lab.receive(sock) for sock in (kcm, clone) for _ in range(lab.queued(sock))]
+    lab.expect("messages of both sockets, sorted", sorted(both), _NUMBERS[: sum(counts)])
 
 
 @GROUP.check(code("datagram_poll", "net/core/datagram.c"))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
+import struct
 import tempfile
+import time
 
 from pykcm.selftest.check import Failure, Group, code
 from pykcm.selftest.lab import DGRAM, SEQPACKET, SOON, Lab
+
+_SPLICE_F_NONBLOCK = 2  # include/linux/splice.h
 
 GROUP = Group("splice", "splice and sendfile, from and to a KCM socket")
 
@@ -65,6 +70,28 @@ def receive_after_splice_tells_the_end(lab: Lab) -> None:
     lab.expect("data and msg_flags", lab.receive_flags(kcm), (b"", int(socket.MSG_EOR)))
 
 
+@GROUP.check(code("kcm_splice_read, flags") + "; splice(2), SPLICE_F_NONBLOCK")
+def splice_that_may_not_wait_takes_the_message(lab: Lab) -> None:
+    """After a splice with SPLICE_F_NONBLOCK the next receive gives the next message."""
+    kcm = _waiting(lab)
+    reading, writing = lab.pipe()
+    lab.calls.splice_flags(kcm.fileno(), writing, 10, _SPLICE_F_NONBLOCK)
+    lab.expect("the pipe", os.read(reading, 100), b"0123456789")
+    lab.received(kcm, [b"abcdefghij"])
+
+
+@GROUP.check(code("kcm_splice_read, flags") + "; splice(2), SPLICE_F_NONBLOCK")
+def splice_that_may_not_wait_is_eagain(lab: Lab) -> None:
+    """Without a message, a splice with SPLICE_F_NONBLOCK is EAGAIN at once."""
+    kcm, _, _ = lab.attached(kind=SEQPACKET)
+    _, writing = lab.pipe()
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
+    arguments = kcm.fileno(), writing, 10, _SPLICE_F_NONBLOCK
+    start = time.monotonic()
+    lab.refused("splice", errno.EAGAIN, lab.calls.splice_flags, *arguments)
+    lab.expect("it waited", time.monotonic() - start >= 1, False)
+
+
 def _from_pipe(lab: Lab, kind: int) -> None:
     kcm, _, far = lab.attached(kind=kind)
     reading, writing = lab.pipe()
@@ -74,12 +101,13 @@ def _from_pipe(lab: Lab, kind: int) -> None:
     lab.streamed(far, b"through a pipe")
 
 
-def _from_file(lab: Lab, kind: int) -> None:
+def _from_file(lab: Lab, kind: int, more: int = 0) -> None:
+    """Send a file of 13 bytes, asking for so many more than it has."""
     kcm, _, far = lab.attached(kind=kind)
     with tempfile.TemporaryFile() as file:
         file.write(b"out of a file")
         file.flush()
-        lab.expect("sendfile", lab.calls.send_file(kcm.fileno(), file.fileno(), 13), 13)
+        lab.expect("sendfile", lab.calls.send_file(kcm.fileno(), file.fileno(), 13 + more), 13)
     lab.patience = min(lab.patience, SOON)
     lab.streamed(far, b"out of a file")
 
@@ -109,3 +137,9 @@ def file_goes_out_of_a_dgram_socket(lab: Lab) -> None:
 def file_goes_out_of_a_seqpacket_socket(lab: Lab) -> None:
     """sendfile sends a message on a SOCK_SEQPACKET socket."""
     _from_file(lab, SEQPACKET)
+
+
+@GROUP.check(_WRITE)
+def file_goes_out_whose_end_comes_early(lab: Lab) -> None:
+    """sendfile of more than a file has sends what it has as a message on a SOCK_DGRAM socket."""
+    _from_file(lab, DGRAM, 100)

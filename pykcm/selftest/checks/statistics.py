@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import socket
 import struct
+from pathlib import Path
 
 from pykcm._binding import lib
 from pykcm.selftest.check import Group, code
@@ -20,7 +23,7 @@ _STATS = code("kcm_stats_seq_show", _PROC)
 
 def _total(lab: Lab, name: str, wanted: int) -> None:
     """Fail unless a column of kcm_stats becomes what is wanted."""
-    lab.eventually(f"/proc/net/kcm_stats, {name}", lambda: lab.totals()[name], wanted)
+    lab.eventually(f"/proc/net/kcm_stats, {name}", lambda: lab.total(name), wanted)
 
 
 @GROUP.check(code("kcm_format_mux_header", _PROC))
@@ -55,7 +58,7 @@ def received_messages_are_counted(lab: Lab) -> None:
     lab.calls.tcp_send(far, bytes(30))
     lab.received(kcm, [bytes(10)] * 2)
     line = lab.multiplexor().sockets[0]
-    lab.expect("RX-Msgs, RX-Bytes", (line.rx_messages, line.rx_bytes), (2, 20))
+    lab.expect("RX-Msgs, RX-Bytes", lab.shown(line.rx_messages, line.rx_bytes), (2, 20))
 
 
 @GROUP.check(_SOCKET)
@@ -66,16 +69,16 @@ def sent_messages_are_counted(lab: Lab) -> None:
     for _ in range(3):
         lab.calls.send(kcm.fileno(), [bytes(7)])
     line = lab.multiplexor().sockets[0]
-    lab.expect("TX-Msgs, TX-Bytes", (line.tx_messages, line.tx_bytes), (3, 21))
+    lab.expect("TX-Msgs, TX-Bytes", lab.shown(line.tx_messages, line.tx_bytes), (3, 21))
 
 
 @GROUP.check(_SOCKET)
 def queued_messages_are_counted(lab: Lab) -> None:
     """A socket's line tells how many messages wait to be received."""
     lab.isolate()
-    _, _, far = lab.attached(lab.fixed(10))
+    kcm, _, far = lab.attached(lab.fixed(10))
     lab.calls.tcp_send(far, bytes(30))
-    lab.eventually("Recv-Q", lambda: lab.multiplexor().sockets[0].receive_queue, 3)
+    lab.eventually("Recv-Q", lambda: lab.queued(kcm), 3)
 
 
 @GROUP.check(_SOCKET)
@@ -86,7 +89,7 @@ def unsent_messages_are_counted(lab: Lab) -> None:
     for _ in range(3):
         lab.calls.send(kcm.fileno(), [bytes(7)])
     line = lab.multiplexor().sockets[0]
-    seen = line.send_queue, "TxWait" in line.status
+    seen = *lab.shown(line.send_queue), "TxWait" in line.status
     lab.expect("Send-Q, TxWait in the status", seen, (3, True))
 
 
@@ -99,6 +102,59 @@ def batch_is_shown(lab: Lab) -> None:
     lab.expect("WMore in the status", "WMore" in lab.multiplexor().sockets[0].status, True)
 
 
+@GROUP.check(_SOCKET + "; " + _PSOCK)
+def waiting_sender_is_shown(lab: Lab) -> None:
+    """While a send waits for room, the files can be read, and show whom it waits for."""
+    lab.isolate()
+    kcm, near, _ = lab.attached()
+    lab.reserve(kcm, near)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while True:  # until one waits, and it is ended
+                lab.calls.send(kcm.fileno(), [bytes(20_000)])
+        finally:
+            os._exit(0)
+    try:
+        asleep = "state of the process that sends"
+        lab.eventually(asleep, lambda: _state(pid), "S")
+        mux = lab.multiplexor()
+        seen = "Psck-0" in mux.sockets[0].status, "Rsvd-0" in mux.psocks[0].status
+        lab.expect("Psck-0 and Rsvd-0 in the statuses", seen, (True, True))
+        _total(lab, "MUX Attach", 1)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _state(pid: int) -> str:
+    """A process's state: "S" if it waits."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+
+
+@GROUP.check(code("init_kcm_sock, index") + "; " + code("kcm_attach, index"))
+def free_number_is_taken_again(lab: Lab) -> None:
+    """A new socket or connection takes the first number that is free, also between others."""
+    lab.isolate()
+    program = lab.documented()
+    kcm = lab.kcm()
+    clones = [lab.clone(kcm) for _ in range(3)]
+    connections = [lab.tcp()[0] for _ in range(4)]
+    for near in connections[:3]:
+        lab.attach(kcm, near, program)
+    lab.calls.close(clones[0])
+    lab.unattach(kcm, connections[1])
+
+    def numbers() -> tuple[list[int], list[int]]:
+        mux = lab.multiplexor()
+        return [line.index for line in mux.sockets], [line.index for line in mux.psocks]
+
+    lab.eventually("numbers with one free", numbers, ([0, 2, 3], [0, 2]))
+    lab.clone(kcm)
+    lab.attach(kcm, connections[3], program)
+    lab.expect("numbers with it taken", numbers(), ([0, 1, 2, 3], [0, 1, 2]))
+
+
 @GROUP.check(_PSOCK)
 def connection_counts_what_arrives(lab: Lab) -> None:
     """A connection's line counts the messages and bytes that arrived."""
@@ -107,7 +163,7 @@ def connection_counts_what_arrives(lab: Lab) -> None:
     lab.calls.tcp_send(far, bytes(30))
     lab.received(kcm, [bytes(10)] * 3)
     line = lab.multiplexor().psocks[0]
-    lab.expect("RX-Msgs, RX-Bytes", (line.rx_messages, line.rx_bytes), (3, 30))
+    lab.expect("RX-Msgs, RX-Bytes", lab.shown(line.rx_messages, line.rx_bytes), (3, 30))
 
 
 @GROUP.check(_PSOCK)
@@ -118,11 +174,12 @@ def connection_counts_what_is_sent(lab: Lab) -> None:
     for _ in range(3):
         lab.calls.send(kcm.fileno(), [bytes(7)])
 
-    def counts() -> tuple[int, int]:
+    def counts() -> tuple[int, ...]:
         line = lab.multiplexor().psocks[0]
-        return line.tx_messages, line.tx_bytes
+        return lab.shown(line.tx_messages, line.tx_bytes)
 
-    lab.eventually("TX-Msgs, TX-Bytes", counts, (3, 21))
+    wanted: tuple[int, ...] = (3, 21)
+    lab.eventually("TX-Msgs, TX-Bytes", counts, wanted)
 
 
 @GROUP.check(_PSOCK)
@@ -169,12 +226,16 @@ def unattach_is_counted(lab: Lab) -> None:
 
 @GROUP.check(_STATS)
 def unattach_of_a_reserved_connection_is_counted(lab: Lab) -> None:
-    """UnattchRsvd counts no connection that was idle when it was unattached."""
+    """UnattchRsvd counts those that were unattached while a message was half written."""
     lab.patience = min(lab.patience, SOON)
     lab.isolate()
     kcm, near, _ = lab.attached()
     lab.unattach(kcm, near)
-    _total(lab, "MUX UnattchRsvd", 0)
+    other, _ = lab.tcp()
+    lab.attach(kcm, other, lab.documented())
+    lab.reserve(kcm, other)
+    lab.unattach(kcm, other)
+    _total(lab, "MUX UnattchRsvd", 1)
 
 
 @GROUP.check(_STATS)

@@ -98,6 +98,32 @@ def partial_message_is_kept(lab: Lab) -> None:
     lab.expect("a read of the TCP socket", lab.stream(near, len(whole)), whole)
 
 
+@GROUP.check(code('kcm_unattach: "We are unattaching a socket that is reserved"'))
+def reserved_connection_can_be_unattached(lab: Lab) -> None:
+    """A connection on which a message is half written can be unattached, and is told EPIPE."""
+    kcm, near, _ = lab.attached()
+    lab.reserve(kcm, near)
+    lab.unattach(kcm, near)
+    lab.posted(near, errno.EPIPE)
+
+
+@GROUP.check(code("kcm_write_msgs, tx_stopped"))
+def half_written_message_goes_over_another_connection(lab: Lab) -> None:
+    """The message that was half written when its connection was unattached is sent again, whole."""
+    program = lab.documented()
+    kcm, near, far = lab.attached(program)
+    message = lab.reserve(kcm, near)
+    lab.unattach(kcm, near)
+    other, peer = lab.tcp()
+    lab.attach(kcm, other, program)
+    lab.calls.send(kcm.fileno(), [b"and the next one"])
+    lab.streamed(peer, message + b"and the next one")
+    near.close()
+    begun = lab.stream(far, len(message))
+    lab.expect("the other end has its beginning", 0 < len(begun) < len(message), True)
+    lab.expect("that beginning", message.startswith(begun), True)
+
+
 @GROUP.check(code("kcm_unattach_ioctl, sockfd_lookup"))
 def bad_descriptor_is_enoent(lab: Lab) -> None:
     """A descriptor that is not open is ENOENT."""
