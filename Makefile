@@ -1,6 +1,7 @@
 # pykcm: what is run and how. Every target installs what it lacks (see ci/setup).
 # ARGS are handed on: make test ARGS="-k framing"; make demo ARGS="--seed 7".
-# KERNEL=6.1, 6.12, 7.2 or 5.10 asks for a guest with that kernel, also where the host has KCM.
+# KERNEL=6.12 asks for a guest with that kernel, also where the host has KCM. It is a series of Debian's
+# (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
 .PHONY: help demo test matrix bench container shell clean
@@ -14,11 +15,13 @@ demo: ## messages over four TCP connections to three processes, each checked
 test: ## every test: the unit tests here, the kernel tests where there is KCM
 	@ci/test $(ARGS)
 
-matrix: ## the selftest and the kernel tests on every kernel series, and a table
-	@ci/matrix $(ARGS)
+matrix: ## the selftest and the kernel tests on four kernel series, with ALL=1 on all
+	@ci/matrix $${ALL:+--all} $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
-bench: ## what the assembler costs
-	@ci/setup && .venv/bin/python bench/assembler.py $(ARGS)
+bench: ## what a message and the assembler cost
+	@ci/setup && .venv/bin/python bench/assembler.py $(ARGS) && .venv/bin/python bench/core.py imports
+	@ci/vm --icount --cpus 1 -- env PYTHONPATH=. python bench/core.py \
+		messages asynchronous round_trips transports memory attaching
 
 container: ## the tests in a container
 	@ci/container
@@ -27,4 +30,6 @@ shell: ## a shell where KCM works
 	@ci/run-kcm bash --norc $(ARGS)
 
 clean: ## remove what was built and fetched
-	rm -rf .venv .cache build reports pykcm/_native.c pykcm/*.so pykcm/*.o *.egg-info
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist reports pykcm/_native.c pykcm/*.so pykcm/*.o *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """Build pykcm._native: CFFI, API mode, against the system's <linux/kcm.h> and <linux/bpf.h>."""
 
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -16,9 +17,21 @@ DECLARATIONS = """
 #define MSG_WAITFORONE ...
 #define PYKCM_BATCH ...
 
-int pykcm_attach(int kcm_fd, int tcp_fd, int program_fd);
-int pykcm_unattach(int kcm_fd, int tcp_fd);
+int pykcm_attach(int kcm_fd, int tcp_fd, int program_fd, int *done);
+int pykcm_unattach(int kcm_fd, int tcp_fd, int *attached);
 int pykcm_clone(int kcm_fd);
+int pykcm_clone_onto(int kcm_fd, int fd);
+void pykcm_close(int *fd);
+int pykcm_dup(int *fd, int other);
+int pykcm_clone_owned(int *fd, int kcm_fd);
+int pykcm_eventfd(int *fd);
+int pykcm_timerfd(int *fd);
+int pykcm_set_timer(int fd, long long nanoseconds);
+int pykcm_set_event(int fd, int readable);
+int pykcm_getsockopt(int fd, int level, int option, void *value, unsigned int *size);
+int pykcm_setsockopt(int fd, int level, int option, const void *value, unsigned int size);
+int pykcm_unread(int fd);
+ssize_t pykcm_copy(void *to, const void *from, size_t size);
 ssize_t pykcm_sendmsg(int fd, void *const *buffers, const size_t *lengths, int count, int flags);
 ssize_t pykcm_recvmsg(int fd, void *const *buffers, const size_t *lengths, int count, int flags,
                       int *message_flags);
@@ -44,7 +57,8 @@ struct bpf_prog_info {
 
 int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
                    const char *license, const char *name, char *log, size_t log_size,
-                   unsigned int log_level);
+                   unsigned int log_level, const void *btf, size_t btf_size,
+                   const void *functions, size_t function_count);
 int pykcm_bpf_run(int fd, const void *data, size_t size, unsigned int repeat,
                   uint32_t *result, uint32_t *duration);
 int pykcm_bpf_info(int fd, struct bpf_prog_info *info);
@@ -53,12 +67,15 @@ int pykcm_bpf_get(const char *path);
 const char *pykcm_bpf_helper_name(unsigned int number);
 """
 
+# A free-threaded Python has no limited API; cffi then ignores py_limited_api by itself.
+LIMITED = [] if sysconfig.get_config_var("Py_GIL_DISABLED") else [("Py_LIMITED_API", "0x030A0000")]
+
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
 ffibuilder.set_source(
     "pykcm._native",
     (Path(__file__).parent / "pykcm" / "native.c").read_text(encoding="utf-8"),
-    define_macros=[("_GNU_SOURCE", None), ("Py_LIMITED_API", "0x030A0000")],
+    define_macros=[("_GNU_SOURCE", None), *LIMITED],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
     depends=["pykcm/native.c"],
     py_limited_api=True,

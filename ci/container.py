@@ -29,6 +29,7 @@ from typing import Any
 import docker
 import docker.errors
 
+from ci import output
 from ci.kernels import CACHE, ROOT, machine_archives
 from ci.testing import BRIEF, REPORTS, executed
 
@@ -230,4 +231,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

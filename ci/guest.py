@@ -8,7 +8,6 @@ exit status. So a status that is absent always means that the guest did not get 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -23,13 +22,16 @@ from pathlib import Path
 from typing import IO
 
 from ci.kernels import CACHE, ROOT
+from pykcm import _faults
 
-# Exit statuses when it is not the command's own; as coreutils' timeout and container engines do.
+# Exit statuses when it is not the command's own. `git bisect run` takes the last one for a kernel
+# that can't be tested, and the others for a bad one.
+KERNEL_FAULTED = 123  # the command succeeded but the kernel told of a fault, or the kernel died
 TIMED_OUT = 124
-GUEST_FAILED = 125
+GUEST_FAILED = 125  # the guest did not get as far as the command
 
-# What a kernel logs of a fault of its own.
-KERNEL_FAULT = re.compile(r"BUG: |WARNING: (CPU|possible)|Oops|general protection|refcount_t: ")
+# Written to the guest's kernel log when the command begins.
+BEGIN = "pykcm: the command begins"
 
 # A guest has no environment of its own; these say how a command is to talk and to test.
 PASSED_ON = (
@@ -51,25 +53,56 @@ export PATH={root}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 mount -t bpf bpf /sys/fs/bpf
 [ ! -d /sys/kernel/tracing ] || mountpoint -q /sys/kernel/tracing ||
     mount -t tracefs tracefs /sys/kernel/tracing
+# A task that hangs in the kernel is told of before a test's time is over.
+for setting in timeout_secs=60 check_interval_secs=10; do
+    file=/proc/sys/kernel/hung_task_${{setting%=*}}
+    [ ! -e $file ] || echo ${{setting#*=}} >$file
+done
 cd {root}
+{clock}
+cat /proc/sys/kernel/tainted >{run}/taint
+echo "{begin}" >/dev/kmsg
 (exec {command})
 status=$?
 dmesg >{run}/dmesg
+cat /proc/sys/kernel/tainted >>{run}/taint
 echo $status >{run}/status
 exit $status
 """
+
+# A file that the guest writes has the host's time. A short look is enough unless it seems wrong; on
+# a busy host it may be a little wrong in either direction.
+CLOCK = """\
+look() {{
+    echo >{run}/time
+    read -r guest _ </proc/uptime
+    host=$(stat -c %.3Y {run}/time)
+}}
+percent() {{
+    look
+    before="$guest $host"
+    sleep $1
+    look
+    echo "$before $guest $host" | awk '{{ printf "%d", 100 * ($3 - $1) / ($4 - $2 + 1e-3) }}'
+}}
+right() {{ [ $percent -ge 70 ] && [ $percent -le 140 ]; }}
+percent=$(percent 0.3)
+right || percent=$(percent 3)
+right || {{ echo $percent >{run}/clock; exit; }}"""
 
 
 @dataclass(frozen=True)
 class Guest:
     """What to run and with what means.
 
-    memory: megabytes. timeout: seconds from the start of the boot, None for as long as it takes.
+    append: options for the kernel's command line. memory: megabytes. timeout: seconds from the
+    start of the boot, None for as long as it takes.
     icount: the guest's clock counts instructions (see ci/vm --help).
     interactive: the command's terminal is ours.
     """
 
     command: list[str]
+    append: list[str]
     cpus: int
     memory: int
     timeout: float | None
@@ -85,18 +118,22 @@ class Run:
         self.script = directory / "script"
         self.console = directory / "console"
 
-    def write_script(self, command: list[str]) -> None:
+    def write_script(self, guest: Guest) -> None:
         environment = {
             name: value
             for name, value in os.environ.items()
             if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
         }
+        run = shlex.quote(str(self.directory))
         self.script.write_text(
             SCRIPT.format(
                 environment=" ".join(f"{n}={shlex.quote(v)}" for n, v in environment.items()),
                 root=shlex.quote(str(ROOT)),
-                command=shlex.join(command),
-                run=shlex.quote(str(self.directory)),
+                # A clock that counts instructions has nothing to do with the host's.
+                clock="" if guest.icount else CLOCK.format(run=run),
+                begin=BEGIN,
+                command=shlex.join(guest.command),
+                run=run,
             ),
             encoding="utf-8",
         )
@@ -109,13 +146,33 @@ class Run:
         except (FileNotFoundError, ValueError):
             return None
 
-    def kernel_complaints(self) -> list[str]:
-        """Lines of the guest's kernel log that tell of a fault in the kernel."""
+    def wrong_clock(self) -> str:
+        """At how many per cent of its speed the guest's clock runs; empty if it runs right."""
+        try:
+            return (self.directory / "clock").read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return ""
+
+    def began(self) -> bool:
+        """Whether the guest got as far as the command."""
+        return (self.directory / "taint").exists()
+
+    def faults(self) -> tuple[list[str], list[str]]:
+        """What the kernel told of faults of its own, before the command and since it began."""
         log = self.directory / "dmesg"
         if not log.exists():
-            return []
+            log = self.console
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [line for line in lines if KERNEL_FAULT.search(line)]
+        begin = next((n for n, line in enumerate(lines) if line.endswith(BEGIN)), 0)
+        try:
+            taint = (self.directory / "taint").read_text(encoding="ascii").split()
+        except FileNotFoundError:
+            taint = []
+        new = _faults.new_taints(int(taint[0]), int(taint[-1])) if taint else []
+        return (
+            _faults.faults(lines[:begin]),
+            _faults.faults(lines[begin:]) + [f"it became tainted: {name}" for name in new],
+        )
 
     def last_words(self) -> str:
         """The end of what the kernel wrote on its console."""
@@ -136,12 +193,31 @@ def new_run() -> Iterator[Run]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def copy(source: IO[bytes], target: int) -> None:
-    """Copy until the end of a pipe, without waiting for a buffer to be full."""
-    while data := os.read(source.fileno(), 65536):
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target, view) :]
+class Pump(threading.Thread):
+    """Copies from a pipe of a process until its end, without waiting for a buffer to be full.
+
+    Attributes:
+        error: what kept it from writing; the process was ended then.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], source: IO[bytes], target: int) -> None:
+        super().__init__(daemon=True)
+        self.error: OSError | None = None
+        self._process = process
+        self._source = source
+        self._target = target
+        self.start()
+
+    def run(self) -> None:
+        while data := os.read(self._source.fileno(), 65536):
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[os.write(self._target, view) :]
+            except OSError as error:
+                self.error = error
+                end(self._process)
+                return
 
 
 def tree(pid: int) -> list[int]:
@@ -172,11 +248,14 @@ def execute(arguments: list[str], guest: Guest, run: Run) -> bool:
 
     Its output goes through pipes of ours: a guest may open its standard output anew, which
     would truncate a file there.
+
+    Raises:
+        OSError: its output could not be written.
     """
+    pumps = []
     if guest.interactive:
         with run.console.open("wb") as console:
             process = subprocess.Popen(arguments, cwd=ROOT, stderr=console)
-        pumps = []
     else:
         try:
             stdin = subprocess.DEVNULL if os.isatty(0) else 0
@@ -191,12 +270,7 @@ def execute(arguments: list[str], guest: Guest, run: Run) -> bool:
             stderr=subprocess.PIPE,
         )
         assert process.stdout and process.stderr
-        pumps = [
-            threading.Thread(target=copy, args=(process.stdout, 1), daemon=True),
-            threading.Thread(target=copy, args=(process.stderr, 2), daemon=True),
-        ]
-    for pump in pumps:
-        pump.start()
+        pumps = [Pump(process, process.stdout, 1), Pump(process, process.stderr, 2)]
     try:
         process.wait(guest.timeout)
     except subprocess.TimeoutExpired:
@@ -206,4 +280,7 @@ def execute(arguments: list[str], guest: Guest, run: Run) -> bool:
         for pump in pumps:
             pump.join(10)
         sys.stdout.flush()
+    for pump in pumps:
+        if pump.error:
+            raise pump.error
     return True

@@ -9,7 +9,6 @@ import contextlib
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,18 +16,15 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ci.kernels import ROOT
+from ci.output import say
 
-Events: TypeAlias = "queue.SimpleQueue[_Running | int]"
+Events: TypeAlias = "queue.SimpleQueue[_Running | int | OSError]"
 
 
 @dataclass(frozen=True)
 class Job:
     name: str
     command: tuple[str, ...]
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def run(jobs: Sequence[Job], at_once: int = 1) -> list[int]:
@@ -39,7 +35,8 @@ def run(jobs: Sequence[Job], at_once: int = 1) -> list[int]:
 
     Raises:
         SystemExit: SIGINT, SIGTERM or SIGHUP came; the commands were ended.
-        OSError: one of them could not be started; the others were ended.
+        OSError: one of them could not be started, or there was no room for what one said; the
+            others were ended.
     """
     events: Events = queue.SimpleQueue()
     waiting = list(jobs)
@@ -53,6 +50,8 @@ def run(jobs: Sequence[Job], at_once: int = 1) -> list[int]:
                 event = events.get()
                 if isinstance(event, int):
                     raise SystemExit(128 + event)
+                if isinstance(event, OSError):
+                    raise event
                 running.remove(event)
                 statuses[event.job] = event.process.wait()
         finally:
@@ -93,9 +92,11 @@ class _Running:
         threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
-        with self.process:  # it closes the pipe and waits for the end
-            for line in self.process.stdout or ():
-                sys.stdout.write(f"{self.job.name} | {line.rstrip()}\n")
-                sys.stdout.flush()
-        say(f"{self.job.name}: {time.monotonic() - self._start:.0f} s")
+        try:
+            with self.process:  # it closes the pipe and waits for the end
+                for line in self.process.stdout or ():
+                    say(f"{self.job.name} | {line.rstrip()}")
+            say(f"{self.job.name}: {time.monotonic() - self._start:.0f} s")
+        except OSError as error:
+            self._events.put(error)
         self._events.put(self)

@@ -4,6 +4,9 @@ apt checks the archive's signatures and the packages' hashes with the installed
 debian-archive-keyring. It works in a private configuration: the machine's sources, lists and
 installed packages stay as they are, and no root is needed. The archive's address is the one that
 the machine itself uses, or that of the variable PYKCM_DEBIAN_MIRROR.
+
+A series is named after its version, as 6.12; one with PREEMPT_RT has "-rt" behind it. Which there
+are is found in the archive, and of each the newest is taken.
 """
 
 from __future__ import annotations
@@ -19,45 +22,45 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cmp_to_key
 from pathlib import Path
+
+from ci import output
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
 DEFAULT_SERIES = "6.1"
+# What `make matrix` tests; ARGS=--all tests all that there are.
+MATRIX = ("5.10", "6.1", "6.12", "7.2")
 
+# A User-Mode Linux kernel: a process of the host. It is the one that shows the older behaviour;
+# Debian's 5.10 for machines has no KCM.
+UML = "5.10"
+UML_PACKAGE = "user-mode-linux"
+UML_SUITES = ("bullseye",)
+SUITES = ("bookworm", "bookworm-security", "bookworm-backports", "trixie-backports", "sid")
 
-@dataclass(frozen=True)
-class Series:
-    """Where a kernel series comes from.
-
-    suites: Debian suites searched together; the newest version of all wins.
-    package: regular expression of the package that holds or depends on the kernel.
-    uml: a User-Mode Linux kernel, run as a process, instead of one that QEMU boots.
-    """
-
-    suites: tuple[str, ...]
-    package: str
-    uml: bool = False
-
-
+NAME = re.compile(r"\d+\.\d+(-rt)?")
 # The cloud images have no 9p, so a guest could not have the host's files as its root.
-SERIES = {
-    "5.10": Series(("bullseye",), r"user-mode-linux", uml=True),
-    "6.1": Series(("bookworm", "bookworm-security"), r"linux-image-6\.1\.[^-]+-\d+-{arch}"),
-    "6.12": Series(("bookworm", "bookworm-security"), r"linux-image-6\.12\.[^-]+\+deb12-{arch}"),
-    "7.2": Series(("sid",), r"linux-image-7\.2\.[^-]+\+deb\d+-{arch}"),
-}
+IMAGE = r"linux-image-(\d+\.\d+)\.[^-]+(?:-\d+)?(-rt)?-{arch}"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel in the cache: its image, the root of its lib/modules, and what `uname -r` says."""
+    """A kernel that can be booted.
 
-    image: Path
-    modules: Path
+    name: what it is asked for by. release: what its `uname -r` says. image: the file that is
+    booted. modules: the directory that holds its modules' directory, None if it has none.
+    uml: it is a program, User-Mode Linux. lacks: options of its configuration that are missing.
+    """
+
+    name: str
     release: str
+    image: Path
+    modules: Path | None
+    uml: bool = False
+    lacks: tuple[str, ...] = ()
 
 
 class KernelUnavailableError(Exception):
@@ -88,9 +91,11 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
         env={**os.environ, "LC_ALL": "C", "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
     )
     if result.returncode:
+        said = (result.stderr or result.stdout).strip().splitlines()
+        # apt's errors begin with E; a line is enough, and the others lead to it.
+        why = next((line for line in said if line.startswith("E: ")), "\n".join(said))
         raise KernelUnavailableError(
-            f"`{Path(command[0]).name} {command[-1]}` failed with status {result.returncode}:\n"
-            + (result.stderr or result.stdout).strip()
+            f"`{Path(command[0]).name} {command[-1]}` failed with status {result.returncode}: {why}"
         )
     return result.stdout
 
@@ -160,17 +165,19 @@ class Apt:
     def update(self) -> None:
         run("apt-get", *self.options, "--quiet=2", "update")
 
-    def matching(self, pattern: str) -> list[str]:
-        prefix = pattern.partition("\\")[0]
-        names = run("apt-cache", *self.options, "pkgnames", prefix)
-        return [name for name in names.split() if re.fullmatch(pattern, name)]
+    def names(self, prefix: str) -> list[str]:
+        return run("apt-cache", *self.options, "pkgnames", prefix).split()
 
-    def newest(self, name: str) -> tuple[str, str]:
-        """A package's newest version and its dependencies' names, separated by blanks."""
-        shown = run("apt-cache", *self.options, "--no-all-versions", "show", name)
-        fields = dict(re.findall(r"^(Version|Depends): (.*)$", shown, re.MULTILINE))
-        names = re.findall(r"(?:^|[,|] )([a-z0-9.+-]+)", fields.get("Depends", ""))
-        return fields["Version"], " ".join(names)
+    def show(self, names: list[str]) -> dict[str, tuple[str, list[str]]]:
+        """Each package's newest version and its dependencies' names."""
+        shown = run("apt-cache", *self.options, "--no-all-versions", "show", *names)
+        packages = {}
+        for paragraph in shown.split("\n\n"):
+            fields = dict(re.findall(r"^(Package|Version|Depends): (.*)$", paragraph, re.MULTILINE))
+            if fields:
+                depends = re.findall(r"(?:^|[,|] )([a-z0-9.+-]+)", fields.get("Depends", ""))
+                packages[fields["Package"]] = fields["Version"], depends
+        return packages
 
     def download(self, packages: dict[str, str], directory: Path) -> list[Path]:
         wanted = [f"{name}={version}" for name, version in packages.items()]
@@ -178,43 +185,88 @@ class Apt:
         return sorted(directory.glob("*.deb"))
 
 
-def older(left: tuple[str, str], right: tuple[str, str]) -> int:
-    """Compare two (version, package) pairs by Debian's rules."""
-    compared = subprocess.run(["dpkg", "--compare-versions", left[0], "lt", right[0]], check=False)
-    return -1 if compared.returncode == 0 else int(left[0] != right[0])
+def older(left: str, right: str) -> int:
+    """Compare two versions by Debian's rules."""
+    compared = subprocess.run(["dpkg", "--compare-versions", left, "lt", right], check=False)
+    return -1 if compared.returncode == 0 else int(left != right)
 
 
-def choose(apt: Apt, series: str) -> dict[str, str]:
-    """The packages, with versions, that together hold the newest kernel of a series."""
-    arch = run("dpkg", "--print-architecture").strip()
-    pattern = SERIES[series].package.replace("{arch}", arch)
-    names = apt.matching(pattern)
-    if not names:
-        suites = " and ".join(SERIES[series].suites)
-        raise KernelUnavailableError(
-            f"{suites} of the Debian archive have no package {pattern} (any more)"
-        )
-    _, newest = max(((apt.newest(name)[0], name) for name in names), key=cmp_to_key(older))
-    release = newest.removeprefix("linux-image-")
-    packages: dict[str, str] = {}
-    pending = [newest]
-    # A kernel may be spread over packages that all carry its release in their names.
-    while pending:
-        name = pending.pop()
-        packages[name], depends = apt.newest(name)
-        pending += [
-            other
-            for other in depends.split()
-            if other.endswith("-" + release) and other not in packages
-        ]
-    return packages
+class Archive:
+    """What kernels the Debian archive has; asked when it is first wanted, once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, str] = {}
+        self._apts: dict[tuple[str, ...], Apt] = {}
+
+    def _apt(self, suites: tuple[str, ...]) -> Apt:
+        if suites not in self._apts:
+            apt = Apt(suites)
+            say(f"asking the Debian archive what there is in {', '.join(suites)}")
+            apt.update()
+            self._apts[suites] = apt
+        return self._apts[suites]
+
+    def series(self) -> dict[str, str]:
+        """Every series, oldest first, and the package that is the newest of it.
+
+        Raises:
+            KernelUnavailableError: the archive does not answer.
+        """
+        if not self._found:
+            arch = run("dpkg", "--print-architecture").strip()
+            apt = self._apt(SUITES)
+            pattern = re.compile(IMAGE.format(arch=re.escape(arch)))
+            images = [name for name in apt.names("linux-image-") if pattern.fullmatch(name)]
+            newest: dict[str, tuple[str, str]] = {}
+            for package, (version, _) in apt.show(images).items():
+                found = pattern.fullmatch(package)
+                assert found
+                name = found[1] + (found[2] or "")
+                if name not in newest or older(newest[name][0], version) < 0:
+                    newest[name] = version, package
+            found_uml = {UML: UML_PACKAGE} if arch == "amd64" else {}
+            names = sorted(newest, key=order)
+            self._found = found_uml | {name: newest[name][1] for name in names}
+        return self._found
+
+    def packages(self, series: str) -> tuple[Apt, dict[str, str]]:
+        """The packages, with versions, that together hold the newest kernel of a series."""
+        if series == UML:
+            apt = self._apt(UML_SUITES)
+            return apt, {
+                name: version for name, (version, _) in apt.show(["user-mode-linux"]).items()
+            }
+        found = self.series()
+        if series not in found:
+            raise KernelUnavailableError(f"the Debian archive has {', '.join(found)}, not {series}")
+        apt = self._apt(SUITES)
+        release = found[series].removeprefix("linux-image-")
+        packages: dict[str, str] = {}
+        pending = [found[series]]
+        # A kernel may be spread over packages that all carry its release in their names.
+        while pending:
+            shown = apt.show(pending)
+            packages |= {name: version for name, (version, _) in shown.items()}
+            pending = [
+                name
+                for _, depends in shown.values()
+                for name in depends
+                if name.endswith("-" + release) and name not in packages
+            ]
+        return apt, packages
+
+
+ARCHIVE = Archive()
+
+
+def order(series: str) -> tuple[list[int], str]:
+    """A key to sort series by: 6.9 before 6.12, and that before 6.12-rt."""
+    version, _, flavour = series.partition("-")
+    return [int(number) for number in version.split(".")], flavour
 
 
 def unpack(series: str, directory: Path) -> None:
-    apt = Apt(SERIES[series].suites)
-    say(f"{series}: asking the Debian archive for the newest version")
-    apt.update()
-    packages = choose(apt, series)
+    apt, packages = ARCHIVE.packages(series)
     say("fetching " + " ".join(f"{name} ({version})" for name, version in packages.items()))
     debs = directory / "debs"
     debs.mkdir()
@@ -224,11 +276,11 @@ def unpack(series: str, directory: Path) -> None:
     # The modules lie in different places; bring them to the one where depmod looks.
     if not (directory / "lib").exists():
         (directory / "lib").symlink_to("usr/lib")
-    if SERIES[series].uml:
+    if series == UML:
         (directory / "lib" / "modules").symlink_to("uml/modules")
 
 
-def locate(directory: Path) -> Kernel:
+def locate(series: str, directory: Path) -> Kernel:
     modules = directory / "lib" / "modules"
     (release,) = (path.name for path in modules.iterdir())
     images = [
@@ -236,7 +288,14 @@ def locate(directory: Path) -> Kernel:
         modules / release / "vmlinuz",
         directory / "usr" / "bin" / "linux.uml",
     ]
-    return Kernel(next(image for image in images if image.exists()), modules, release)
+    image = next(image for image in images if image.exists())
+    return Kernel(series, release, image, modules, uml=series == UML)
+
+
+def cached() -> list[str]:
+    """The series that can be had without the archive."""
+    found = (path.name for path in (CACHE / "kernels").glob("*") if path.is_dir())
+    return sorted(filter(NAME.fullmatch, found), key=order)
 
 
 def fetch(series: str, update: bool = False) -> Kernel:
@@ -245,43 +304,51 @@ def fetch(series: str, update: bool = False) -> Kernel:
     update: ask the archive even when the cache has one.
     Raises KernelUnavailableError, with the reason.
     """
-    if series not in SERIES:
-        raise KernelUnavailableError(f"no kernel series {series!r}; there are {', '.join(SERIES)}")
     home = CACHE / "kernels" / series
     if not update and home.exists():
-        return locate(home)
+        return locate(series, home)
     with lock(CACHE / "kernels" / f"{series}.lock"):
         if update or not home.exists():
             scratch = Path(tempfile.mkdtemp(prefix=f"{series}.", dir=home.parent))
             try:
                 unpack(series, scratch)
-                kernel = locate(scratch)
+                kernel = locate(series, scratch)
                 run("depmod", "--basedir", scratch, kernel.release)
                 scratch.chmod(0o755)
                 shutil.rmtree(home, ignore_errors=True)
                 scratch.rename(home)
+            except KernelUnavailableError as error:
+                there = f"; in the cache there are {', '.join(cached())}" if cached() else ""
+                raise KernelUnavailableError(f"{error}{there}") from None
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             say(f"{series}: {kernel.release} is ready")
-    return locate(home)
+    return locate(series, home)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="ci/kernel", description="Fetch Debian's stock kernels into the project's cache."
     )
-    parser.add_argument("series", nargs="*", default=[DEFAULT_SERIES], help=", ".join(SERIES))
+    parser.add_argument(
+        "series", nargs="*", default=[DEFAULT_SERIES], help="such as 6.12 or 7.3-rt"
+    )
     parser.add_argument("--update", action="store_true", help="look for a newer one")
+    parser.add_argument("--list", action="store_true", help="which series the archive has")
     arguments = parser.parse_args()
-    for series in arguments.series:
-        try:
+    try:
+        if arguments.list:
+            for name, package in ARCHIVE.series().items():
+                output.say(f"{name} {package}")
+            return 0
+        for series in arguments.series:
             kernel = fetch(series, arguments.update)
-        except KernelUnavailableError as reason:
-            say(f"{series}: {reason}")
-            return 1
-        print(f"{series} {kernel.release} {kernel.image.relative_to(ROOT)}")
+            output.say(f"{series} {kernel.release} {kernel.image.relative_to(ROOT)}")
+    except KernelUnavailableError as reason:
+        say(str(reason))
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

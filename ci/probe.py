@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import sys
 from pathlib import Path
 
-from pykcm._native import ffi, lib
+from pykcm import _kernel
+from pykcm._native import lib
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
 RETURN_ZERO = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
@@ -28,11 +30,9 @@ def obstacle() -> str | None:
 
     if not has(CAP_NET_ADMIN) or not (has(CAP_SYS_ADMIN) or has(CAP_BPF, CAP_PERFMON)):
         return "its kernel has AF_KCM, but loading BPF programs takes root"
-    code = ffi.new("char[]", RETURN_ZERO)
-    loaded = lib.pykcm_bpf_load(
-        lib.BPF_PROG_TYPE_SOCKET_FILTER, code, 2, b"GPL", b"probe", ffi.NULL, 0, 0
-    )
-    if loaded < 0:
+    try:
+        os.close(_kernel.bpf_load(RETURN_ZERO, b"GPL", b"probe"))
+    except OSError:
         return "its kernel has AF_KCM, but refuses to load a BPF program"
     return None
 

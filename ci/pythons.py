@@ -13,9 +13,10 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-from ci import jobs
-from ci.jobs import Job, say
+from ci import jobs, output
+from ci.jobs import Job
 from ci.kernels import CACHE, ROOT
+from ci.output import say
 from ci.testing import REPORTS, UNIT_TESTS, executed
 
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
@@ -84,4 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

@@ -80,7 +80,7 @@ def boot(kernel: Kernel, guest: Guest, run: Run) -> bool:
     init.write_text(
         INIT.format(
             root=shlex.quote(str(ROOT)),
-            modules=shlex.quote(str(kernel.modules.parent.parent)),
+            modules=shlex.quote(str(kernel.image.parents[2])),
             run=session,
         ),
         encoding="utf-8",
@@ -88,7 +88,7 @@ def boot(kernel: Kernel, guest: Guest, run: Run) -> bool:
     init.chmod(0o755)
     arguments = [str(kernel.image), f"mem={guest.memory}M", "quiet", "ro"]
     arguments += ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", f"init={init}"]
-    arguments += ["panic=-1", "con=null", "ssl=null", f"uml_dir={run.directory}/"]
+    arguments += [*guest.append, "panic=-1", "con=null", "ssl=null", f"uml_dir={run.directory}/"]
     if guest.interactive:
         arguments += ["con0=fd:0,fd:1"]
         redirect = ""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
-from ci import qemu, uml
-from ci.guest import GUEST_FAILED, TIMED_OUT, Guest, new_run
-from ci.kernels import DEFAULT_SERIES, SERIES, KernelUnavailableError, fetch
+from ci import built, output, qemu, uml
+from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT, Guest, Run, new_run
+from ci.kernels import DEFAULT_SERIES, Kernel, KernelUnavailableError
 
 
 def say(text: str) -> None:
@@ -20,12 +22,31 @@ def say(text: str) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="ci/vm",
-        description="Run COMMAND on one of Debian's stock kernels, from the project's root, with "
-        "the project's .venv first in PATH. The exit status is COMMAND's; "
-        f"{TIMED_OUT} if it took too long, {GUEST_FAILED} if the guest failed. "
+        description="Run COMMAND on a kernel in a guest, from the project's root, with the "
+        "project's .venv first in PATH. The exit status is COMMAND's; "
+        f"{KERNEL_FAULTED} if it succeeded but the kernel told of a fault, or if the kernel died; "
+        f"{TIMED_OUT} if it took too long; {GUEST_FAILED} if the guest did not get so far. "
         "What COMMAND writes stays if it lies in the project, else it is gone with the guest.",
     )
-    parser.add_argument("--kernel", metavar="SERIES", default=DEFAULT_SERIES, choices=SERIES)
+    parser.add_argument(
+        "--kernel",
+        default=DEFAULT_SERIES,
+        help="one of Debian's series, such as 6.12 or 7.3-rt (ci/kernel --list; default: "
+        "%(default)s), a bzImage, or the directory in which a kernel was built, with its modules",
+    )
+    parser.add_argument(
+        "--append",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option for the kernel's command line; may be repeated",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="leave there what the kernel said: dmesg, console; and which it was: kernel",
+    )
     parser.add_argument(
         "--icount",
         action="store_true",
@@ -46,8 +67,11 @@ def parse() -> argparse.Namespace:
         del parsed.command[0]
     if not parsed.command:
         parser.error("no COMMAND")
-    if SERIES[parsed.kernel].uml and (parsed.icount or (parsed.cpus or 1) > 1):
-        parser.error(f"kernel {parsed.kernel} is a process: one CPU, and no --icount")
+    if parsed.keep:
+        try:
+            parsed.keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--keep: {error}")
     return parsed
 
 
@@ -60,12 +84,18 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     try:
-        kernel = fetch(arguments.kernel)
+        kernel = built.kernel(arguments.kernel)
     except KernelUnavailableError as reason:
         say(f"no kernel {arguments.kernel}: {reason}")
         return GUEST_FAILED
+    if kernel.uml and (arguments.icount or (arguments.cpus or 1) > 1):
+        say(f"kernel {kernel.name} is a process: one CPU, and no --icount")
+        return GUEST_FAILED
+    if kernel.lacks:
+        say(f"it was built without {' '.join(kernel.lacks)}; see ci/kconfig.fragment")
     guest = Guest(
         command=arguments.command,
+        append=arguments.append,
         cpus=1 if arguments.icount else arguments.cpus or min(os.cpu_count() or 1, 4),
         memory=arguments.memory,
         timeout=arguments.timeout,
@@ -73,22 +103,55 @@ def main() -> int:
         interactive=os.isatty(0) and os.isatty(1),
     )
     with new_run() as run:
-        run.write_script(guest.command)
+        run.write_script(guest)
         say(f"booting {kernel.release}")
-        boot = uml.boot if SERIES[arguments.kernel].uml else qemu.boot
-        in_time = boot(kernel, guest, run)
-        status = run.status()
-        for line in run.kernel_complaints():
-            say(f"the kernel said: {line}")
-        if status is not None:
-            return status
-        if not in_time:
-            say(f"ended: not done after {arguments.timeout:g} s")
-        else:
-            say("the guest ended before the command did; the kernel's last words:")
-        print(run.last_words(), file=sys.stderr)
-        return GUEST_FAILED if in_time else TIMED_OUT
+        try:
+            in_time = (uml.boot if kernel.uml else qemu.boot)(kernel, guest, run)
+        finally:
+            if arguments.keep:
+                keep(run, kernel, arguments.keep)
+        return judge(run, None if in_time else f"not done after {arguments.timeout:g} s")
+
+
+def keep(run: Run, kernel: Kernel, directory: Path) -> None:
+    """Leave what a run said where it stays."""
+    (directory / "kernel").write_text(f"{kernel.release} {kernel.image}\n", encoding="utf-8")
+    for file in (run.directory / "dmesg", run.console):
+        (directory / file.name).unlink(missing_ok=True)
+        if file.exists():
+            shutil.copy(file, directory)
+
+
+def judge(run: Run, ended: str | None) -> int:
+    """Say what a guest left that was not the command's own, and choose the exit status.
+
+    ended: why it was ended before it ended by itself.
+    """
+    at_boot, faults = run.faults()
+    for line in at_boot:
+        say(f"the kernel said before the command began: {line}")
+    for line in faults:
+        say(f"the kernel said: {line}")
+    status = run.status()
+    if status is not None:
+        if faults and status == 0:
+            say("the command succeeded, but its kernel told of a fault")
+            return KERNEL_FAULTED
+        return status
+    if percent := run.wrong_clock():
+        say(f"the guest's clock runs at {percent} % of the host's; the command was not run")
+        return GUEST_FAILED
+    if ended:
+        say(f"ended: {ended}; the kernel's last words:")
+    elif run.began():
+        say("the kernel died while the command ran; its last words:")
+    else:
+        say("the guest did not get as far as the command; the kernel's last words:")
+    print(run.last_words(), file=sys.stderr)
+    if ended:
+        return TIMED_OUT
+    return KERNEL_FAULTED if run.began() else GUEST_FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

@@ -31,7 +31,7 @@ async def receive(mux: Multiplexor, count: int) -> list[bytes]:
 
 
 async def talk(port: int, connections: int, count: int) -> None:
-    with Multiplexor(protocols.THRIFT_FRAMED) as mux:
+    async with Multiplexor(protocols.THRIFT_FRAMED) as mux:
         for _ in range(connections):
             tcp = socket.socket()
             tcp.setblocking(False)

@@ -51,8 +51,8 @@ def serve(listener: socket.socket, mux: Multiplexor) -> None:
                 tcp, _ = listener.accept()
                 mux.attach(tcp, hand_over=True)
                 served = True
-            for _, error in mux.disconnections():
-                print(f"a connection ended: {error.strerror}", flush=True)
+            for disconnection in mux.disconnections():
+                print(f"a connection ended: {disconnection}", flush=True)
 
 
 def main() -> None:

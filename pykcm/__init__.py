@@ -1,35 +1,85 @@
 """Linux's Kernel Connection Multiplexor (AF_KCM) for Python."""
 
-from pykcm import bpf, protocols
-from pykcm.errors import (
-    AssemblyError,
-    AttachError,
-    BPFError,
-    CapabilityError,
-    Disconnected,
-    FramingDefinitionError,
-    FramingError,
-    KCMError,
-    KCMOSError,
-    MessageTruncated,
-    UnavailableError,
-    VerifierError,
-)
-from pykcm.framing import (
-    CustomFraming,
-    Delimiter,
-    FixedLength,
-    Framing,
-    Layout,
-    LengthField,
-    Varint,
-)
-from pykcm.multiplexor import Multiplexor, Reason, TransportError, UnreadWarning
-from pykcm.socket import KCMSocket, UnsentWarning
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pykcm import bpf, protocols, statistics
+    from pykcm._disconnection import Disconnection, Reason
+    from pykcm._offset import Strategy, find_strategy
+    from pykcm.errors import (
+        ArgumentError,
+        AssemblyError,
+        AttachError,
+        BPFError,
+        CapabilityError,
+        Disconnected,
+        FramingDefinitionError,
+        FramingError,
+        KCMError,
+        KCMOSError,
+        MessageTruncated,
+        UnavailableError,
+        UnreadWarning,
+        UnsentWarning,
+        VerifierError,
+    )
+    from pykcm.framing import (
+        CustomFraming,
+        Delimiter,
+        FixedLength,
+        Framing,
+        Layout,
+        LengthField,
+        Varint,
+    )
+    from pykcm.multiplexor import Multiplexor
+    from pykcm.socket import KCMSocket
 
 __version__ = "0.1.0"
 
+#: Hold a message back until the next send without it (include/linux/socket.h).
+MSG_BATCH = 0x40000
+
+# Where each public name comes from; loaded when it is first used.
+_SOURCES = {
+    "pykcm": ("bpf", "protocols", "statistics"),
+    "pykcm._offset": ("Strategy", "find_strategy"),
+    "pykcm._disconnection": ("Disconnection", "Reason"),
+    "pykcm.errors": (
+        "ArgumentError",
+        "AssemblyError",
+        "AttachError",
+        "BPFError",
+        "CapabilityError",
+        "Disconnected",
+        "FramingDefinitionError",
+        "FramingError",
+        "KCMError",
+        "KCMOSError",
+        "MessageTruncated",
+        "UnavailableError",
+        "UnreadWarning",
+        "UnsentWarning",
+        "VerifierError",
+    ),
+    "pykcm.framing": (
+        "CustomFraming",
+        "Delimiter",
+        "FixedLength",
+        "Framing",
+        "Layout",
+        "LengthField",
+        "Varint",
+    ),
+    "pykcm.multiplexor": ("Multiplexor",),
+    "pykcm.socket": ("KCMSocket",),
+}
+_MODULES = {name: module for module, names in _SOURCES.items() for name in names}
+
 __all__ = [
+    "MSG_BATCH",
+    "ArgumentError",
     "AssemblyError",
     "AttachError",
     "BPFError",
@@ -37,6 +87,7 @@ __all__ = [
     "CustomFraming",
     "Delimiter",
     "Disconnected",
+    "Disconnection",
     "FixedLength",
     "Framing",
     "FramingDefinitionError",
@@ -49,12 +100,33 @@ __all__ = [
     "MessageTruncated",
     "Multiplexor",
     "Reason",
-    "TransportError",
+    "Strategy",
     "UnavailableError",
     "UnreadWarning",
     "UnsentWarning",
     "Varint",
     "VerifierError",
     "bpf",
+    "find_strategy",
     "protocols",
+    "statistics",
 ]
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'pykcm' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object
+    if module == "pykcm":
+        value = import_module(f"pykcm.{name}")
+    else:
+        value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -27,6 +27,11 @@ else:
                         f"AF_KCM is a feature of Linux, and this platform is {sys.platform}; "
                         "run on Linux 4.6 or later"
                     )
+                elif "subinterpreter" in str(self._cause):  # CPython's words, Python/import.c
+                    text = (
+                        f"pykcm can't be used in an interpreter with its own GIL ({self._cause}); "
+                        "use it in the main one, in one that shares its GIL, or in a process"
+                    )
                 else:
                     text = (
                         f"pykcm's compiled module cannot be imported ({self._cause}); "

@@ -1,195 +1,246 @@
-"""Taking a transport off a multiplexor without losing the messages that it has received.
+"""Taking transports off a multiplexor without losing the messages that they have received.
 
 SIOCKCMUNATTACH drops a message that is complete but waits for a KCM socket with room (kcm_unattach,
 net/kcm/kcmsock.c), and what TCP has received but the kernel has not looked at yet is no message at
-all.  `drain` sees to it that neither is left, also while the other transports are flooded.
+all.  A `Drain` sees to it that neither is left.  It never waits: `advance` does what can be done
+now and says when to come again.  Its work is the same for each transport, however many there are.
 
-What it relies on, all of it in net/kcm/kcmsock.c and net/strparser/strparser.c:
+A transport may go when all of these hold:
 
-- A transport with a complete message that no KCM socket has room for looks at no further byte, and
-  waits in a queue, first come, first served (psocks_ready).
-- While one waits there, no other transport gets hold of a KCM socket (kcm_rx_waiters is empty).
-- A KCM socket that becomes empty, and a new one, serve that queue until they are full, and one
-  transport at least (kcm_rcv_ready).
-- A transport looks at its bytes with the TCP socket locked, or in the work queue kstrp.
+1. Its bytes are parsed: TCP has none left (`_tcp.unparsed`).  Then each of its messages was given
+   to a KCM socket, or one waits for a KCM socket with room.
+2. After that, none waits.  Transports with a complete message wait in a queue, first come, first
+   served (psocks_ready).  While one waits, no other gets hold of a KCM socket, and a KCM socket
+   that becomes empty, or a new one, serves the queue until it is full (kcm_rcv_ready).  So none
+   waits when
+
+   - our own KCM socket was found empty, and nobody who had hold of it before has it still: a
+     transport has, while its TCP socket is locked; or
+   - so many messages were received from it that all who waited must have had their turn; or
+   - a new clone has room left.
+
+Bytes that stay, though none waits, are the beginning of a message, or lie behind what stopped the
+parser.  The kernel's worker may also be late: it is made to look at them (`_tcp.parse_again`),
+which takes the beginning of a message off TCP, and so shows that it did.  What it does not take in
+_SETTLED seconds lies behind what stopped it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import select
-import socket
-import struct
-import sys
-import termios
 import time
-from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from pykcm import _kernel, _loopback, bpf
-from pykcm._wait import Deadline
-from pykcm.errors import CapabilityError
-from pykcm.socket import KCMSocket, borrowed
+from pykcm import _kernel, _tcp
+from pykcm.errors import KCMOSError
 
-# include/uapi/linux/sock_diag.h
-_SK_MEMINFO_RMEM_ALLOC = 0
-_SK_MEMINFO_RCVBUF = 1
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
 
-# Where tcpi_bytes_received lies in struct tcp_info; include/uapi/linux/tcp.h.
-_BYTES_RECEIVED = 128
+    from pykcm._messages import Port
+    from pykcm._transports import Transport
+    from pykcm.socket import KCMSocket
+
+# How long bytes may stay where they are before the worker is made to look at them, and until they
+# are given up, in seconds.
+_UNMOVED = 0.005
+_SETTLED = 1.0
 
 # No message takes less of a receive buffer, in bytes: its struct sk_buff and skb_shared_info.
 _SMALLEST_CHARGE = 256
 
-# How many clones are made at most to find out that no transport waits.
-_CLONES = 256
+# Up to how many transports are locked to see that none has hold of our KCM socket.
+_FEW = 64
 
-# Where other transports fill them, how long to sleep before each, in seconds, and how often at
-# most.  Who has slept is not interrupted at once by the kernel's worker, which on one CPU would
-# fill each clone before it could be looked at.
-_BREATH = 0.002
-_BREATHS = 64
+# How many messages may wait in our own object while the owner receives none, and how many receives
+# one look makes at most.
+_INBOX = 4096
+_RECEIVES = 16
 
-# How long the kernel's own worker may take to come by, in seconds.  It bounds only a machine that
-# is stuck.
-_BARRIER_TIMEOUT = 60.0
+# How many clones one look makes at most, how many are kept, and how often before a pause.  Where
+# others fill them, each round comes a little later: who has slept is not interrupted at once by the
+# kernel's worker, which on one CPU would fill each clone before it could be looked at.
+_CLONES = 4
+_MOST_CLONES = 256
+_ROUNDS = 64
+_SOON = 0.002
 
-
-def unparsed(tcp_fd: int) -> int:
-    """Bytes that TCP has received and KCM has not taken yet (SIOCINQ).
-
-    The kernel answers with the socket locked, and takes messages off a socket with it locked: when
-    this is 0, every complete message was given to a KCM socket or waits for one.
-    """
-    answer = fcntl.ioctl(tcp_fd, termios.FIONREAD, b"\0" * 4)
-    return int(struct.unpack("=i", answer)[0])
+# How long to let the clones' owners receive before it is tried again: at first, and at most.
+_RETRY = 0.01
+_LONGEST_RETRY = 0.5
 
 
-def bytes_received(tcp_fd: int) -> int:
-    """Bytes that TCP has received in all."""
-    with borrowed(tcp_fd) as tcp:
-        info = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
-    return int.from_bytes(info[_BYTES_RECEIVED:], sys.byteorder)
-
-
-def _position(tcp_fd: int) -> int:
-    """Bytes that KCM has taken in all; too many, never too few, while more are coming."""
-    left = unparsed(tcp_fd)
-    return bytes_received(tcp_fd) - left
-
-
-def drain(
-    kcm: KCMSocket,
-    tcp_fd: int,
-    *,
-    others: Sequence[int] = (),
-    take: Callable[[int], object] | None = None,
-    program_fd: int | None = None,
-) -> int | None:
-    """Have all complete messages that a transport has received queued on KCM sockets, or taken.
-
-    What arrives after the call has begun may be left.
+class Drain:
+    """Brings the transports of a multiplexor that are to go to where they can.
 
     Args:
-        kcm: a socket of the transport's multiplexor.
-        tcp_fd: the transport.
-        others: the multiplexor's other transports.
-        take: receives what is queued on kcm, without waiting, until nothing is or it has received
-            as many messages as it is told.  With this every connection's messages keep their
-            order; kcm must then be the only socket that receives.  None otherwise: clones take
-            the messages and hand them on to the sockets that receive.
-        program_fd: a delineation program, for a process that may not load one.
-
-    Returns:
-        Bytes that are left: they belong to a message whose end has not come.  A short beginning
-        that the kernel has already taken off the TCP socket is not counted, since nothing shows it.
-        None if it could not be made sure of, since more is coming in for the clones than they
-        take; so call again.
-
-    Raises:
-        OSError: no descriptors or no memory are left.
+        kcm: the multiplexor's own KCM socket.
     """
-    arrived = bytes_received(tcp_fd)
-    left = iter(range(_CLONES))
-    with contextlib.ExitStack() as clones:
-        while True:
-            position = _position(tcp_fd)
-            if take:
-                # Who holds the KCM socket now is done with it when its TCP socket's lock was had.
-                # From then on the waiting are served each time the KCM socket becomes empty.
-                for fd in others:
-                    unparsed(fd)
-                capacity = kcm.memory()[_SK_MEMINFO_RCVBUF] // _SMALLEST_CHARGE + 2
-                take((len(others) + 2) * capacity)
-            elif not _served_by_clones(kcm, clones, left, others):
-                return None
-            if position >= arrived:
-                return unparsed(tcp_fd)
-            # Now it waits no longer.  Once the work that was pending is done, it has gone on to
-            # what follows; or there is nothing that it can do.
-            _barrier(program_fd)
-            if _position(tcp_fd) == position:
-                return unparsed(tcp_fd)
 
+    def __init__(self, kcm: KCMSocket) -> None:
+        self._kcm = kcm
+        self._port: Port = kcm._port
+        self._all: Collection[int] = ()
+        self._clones: list[_kernel.Descriptor] = []
+        self._rounds = 0
+        self._retry = _RETRY
+        self._not_before = 0.0
+        self._bound = 0
 
-def _served_by_clones(
-    kcm: KCMSocket, clones: contextlib.ExitStack, left: Iterator[int], others: Sequence[int]
-) -> bool:
-    """Have all waiting transports served by new clones; whether that could be made sure of.
+    def advance(
+        self, transports: Sequence[Transport], all_fds: Collection[int], by_clones: bool
+    ) -> tuple[list[Transport], float]:
+        """Do what can be done now.
 
-    A clone is first given what closed ones had taken, then serves who waits until it is full.  So
-    one that has room left shows that none waits any more.  Later it may fill up all the same: if
-    others do that, more clones would soon hold more than can be received in time.
-    """
-    breaths = iter(range(_BREATHS))
-    before: list[int] | None = None  # asked for only when a clone is full, which few are
-    for _ in left:
-        fd = _kernel.clone(kcm.fileno())  # not kcm.clone(), which would call kcm shared
-        memory = clones.enter_context(KCMSocket(kcm.type, _fileno=fd)).memory()
-        if memory[_SK_MEMINFO_RMEM_ALLOC] < memory[_SK_MEMINFO_RCVBUF]:
+        Args:
+            transports: those that are to go.
+            all_fds: the descriptors of all of the multiplexor's transports.
+            by_clones: whether others receive, so that messages are left to them.
+
+        Returns:
+            Those that may be taken off now; and in how many seconds to come again for the others.
+
+        Raises:
+            OSError: no descriptors or no memory are left.
+        """
+        self._all = all_fds
+        ready = [transport for transport in transports if not transport.attached[0]]
+        transports = [transport for transport in transports if transport.attached[0]]
+        if not transports:
+            return ready, _SOON
+        for transport in transports:
+            self._observe(transport)
+        nobody_waits = self._serve_by_clones(transports) if by_clones else None
+        if nobody_waits is None:
+            self._receive(transports)
+        soon = _SOON
+        for transport in transports:
+            proven = self._has_served(transport.mark) if nobody_waits is None else nobody_waits
+            if transport.left == 0 and proven:
+                # If no message came of what the worker was made to take, it was none.
+                if transport.kicked is not None and transport.kicked[1] == self._port.taken:
+                    transport.cut = transport.kicked[0]
+                ready.append(transport)
+            elif not proven:
+                transport.since = 0.0
+            elif transport.left and self._is_given_up(transport):
+                transport.cut = transport.left
+                ready.append(transport)
+        if nobody_waits is False:
+            soon = max(_SOON, self._not_before - time.monotonic())
+        return ready, soon
+
+    def _observe(self, transport: Transport) -> None:
+        """See how many of a transport's bytes KCM has not taken yet."""
+        left = _tcp.unparsed(transport.fd)
+        # A FIN counts as a byte received.
+        target = transport.target
+        if target is not None and left and _tcp.bytes_received(transport.fd) - left > target:
+            left = 0
+        if left != transport.left:
+            if left:  # more than the beginning of a message
+                transport.kicked = None
+            transport.left = left
+            transport.mark = None
+            transport.stalls = 0
+            transport.since = 0.0
+        if left and not transport.urgent:
+            transport.urgent = _tcp.has_urgent_data(transport.fd)
+
+    def _is_given_up(self, transport: Transport) -> bool:
+        """Whether bytes that stay, though no message waits, will stay for ever."""
+        if transport.stopped:
             return True
-        now = [_position(fd) for fd in others]
-        if now != before:
-            if next(breaths, None) is None:
+        transport.since = transport.since or time.monotonic()
+        unmoved = time.monotonic() - transport.since
+        if transport.target is not None:  # it lives: what it takes off TCP now would be lost
+            return unmoved > 10 * _UNMOVED
+        if unmoved > _UNMOVED * (1 + transport.stalls):
+            transport.kicked = transport.left, self._port.taken
+            transport.stalls += 1
+            _tcp.parse_again(transport.fd)
+        return unmoved > _SETTLED
+
+    # ---- where our own KCM socket receives ----
+
+    def _receive(self, transports: Sequence[Transport]) -> None:
+        """Receive into the Port until our socket was empty once after all was parsed."""
+        port = self._port
+        unmarked = [transport for transport in transports if transport.mark is None]
+        if unmarked and len(self._all) <= _FEW:
+            for fd in self._all:
+                _tcp.unparsed(fd)
+        for transport in unmarked:
+            transport.mark = port.taken, port.empty
+        newest = max(transport.mark for transport in transports if transport.mark is not None)
+        capacity = _kernel.memory(self._kcm._fd())[_kernel.RCVBUF] // _SMALLEST_CHARGE + 2
+        self._bound = (len(self._all) + 2) * capacity
+        for _ in range(_RECEIVES):
+            if port.held >= _INBOX or self._has_served(newest):
                 break
-            before = now
-            time.sleep(_BREATH)
-    return False
+            port.pull()
+        if len(self._all) > _FEW and port.empty != newest[1]:
+            self._make_sure(transports)
+
+    def _has_served(self, mark: tuple[int, int] | None) -> bool:
+        port = self._port
+        return mark is not None and (port.empty != mark[1] or port.taken - mark[0] >= self._bound)
+
+    def _make_sure(self, transports: Sequence[Transport]) -> None:
+        """Among many transports: a clone with room shows that none waits, with one look for all."""
+        with contextlib.closing(self._clone()) as clone:
+            has_room = _has_room(clone)
+        if not has_room:
+            for fd in self._all:
+                _tcp.unparsed(fd)
+            for transport in transports:
+                transport.mark = None
+
+    def _clone(self) -> _kernel.Descriptor:
+        try:
+            return _kernel.Descriptor.clone(self._kcm._fd())
+        except OSError as error:
+            if isinstance(error, KCMOSError):
+                raise
+            from pykcm import _explain
+
+            raise _explain.explain(error, _explain.CLONE) from error
+
+    # ---- where others receive ----
+
+    def _serve_by_clones(self, transports: Sequence[Transport]) -> bool:
+        """Have all who wait served by new clones; whether none waits any more.
+
+        A clone is first given what closed ones had taken, then serves who waits until it is full.
+        Later it may fill up all the same: if others do that, more clones would soon hold more than
+        can be received in time.
+        """
+        if time.monotonic() < self._not_before:
+            return False
+        for _ in range(_CLONES):
+            self._port.holding = 1
+            clone = self._clone()
+            self._clones.append(clone)
+            if _has_room(clone):
+                self.close()
+                self._retry = _RETRY
+                return True
+        self._rounds += 1
+        self._not_before = time.monotonic() + _SOON
+        if self._rounds >= _ROUNDS or len(self._clones) >= _MOST_CLONES:
+            self.close()
+            self._not_before = time.monotonic() + self._retry
+            self._retry = min(2 * self._retry, _LONGEST_RETRY)
+        return False
+
+    def close(self) -> None:
+        """Give back what the clones hold: no call waits for them any more."""
+        self._rounds = self._port.holding = 0
+        while self._clones:
+            self._clones[-1].close()
+            self._clones.pop()
 
 
-def _barrier(program_fd: int | None) -> None:
-    """Wait until the kernel has done the work on received data that was pending before.
-
-    That work is done in order by one worker.  Attaching a connection with data in it puts an item
-    of our own at the end of its queue, whatever the program makes of the data.
-    """
-    with contextlib.ExitStack() as stack:
-        kcm = stack.enter_context(KCMSocket())
-        near, far = _loopback.connection()
-        stack.enter_context(near)
-        stack.enter_context(far)
-        far.sendall(b"!")
-        with _any_program(program_fd) as fd:
-            _kernel.attach(kcm.fileno(), near.fileno(), fd)
-        poll = select.poll()
-        poll.register(near, 0)  # POLLERR: the program refused the data
-        poll.register(kcm, select.POLLIN)
-        deadline = Deadline(_BARRIER_TIMEOUT)
-        # A program that waits for more shows by nothing that it was run, except that the data is
-        # taken.
-        while unparsed(near.fileno()) and not poll.poll(1):
-            if deadline.passed():
-                raise TimeoutError("the kernel did not look at received data in time")
-
-
-@contextlib.contextmanager
-def _any_program(program_fd: int | None) -> Iterator[int]:
-    try:
-        program = bpf.Program.load("r0 = 1\nexit", name="pykcm_barrier")
-    except CapabilityError:
-        if program_fd is None:
-            raise
-        yield program_fd
-        return
-    with program:
-        yield program.fd
+def _has_room(clone: _kernel.Descriptor) -> bool:
+    memory = _kernel.memory(clone.fileno())
+    return memory[_kernel.RMEM_ALLOC] < memory[_kernel.RCVBUF]

@@ -8,15 +8,14 @@ on the kernel, and so does the way to read it: a `Strategy`.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import select
 import socket
 import sys
-import threading
+from typing import NamedTuple
 
-from pykcm import _features, _kernel, _loopback, bpf
+from pykcm import _explain, _kernel, _loopback, _trials, bpf
 from pykcm.errors import CapabilityError, UnavailableError, VerifierError
 
 # struct __sk_buff of include/uapi/linux/bpf.h: where the context shows bytes 8 to 27 of skb->cb.
@@ -46,8 +45,7 @@ _SO_ATTACH_BPF = 50
 _EXPERIMENT_MESSAGES = (b"\x02A", b"\x03BC", b"\x05DEFG")
 
 
-@dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(NamedTuple):
     """A way to read the offset of the message inside the skb.
 
     Attributes:
@@ -105,7 +103,6 @@ CB1 = Strategy("cb1", 8 + 4)
 
 STRATEGIES = {strategy.name: strategy for strategy in (NONE, CB1, CB4, PROBE)}
 
-_lock = threading.Lock()
 _found: Strategy | None = None
 
 
@@ -119,11 +116,11 @@ def find_strategy() -> Strategy:
         CapabilityError: the one that is right needs a capability that this process lacks.
         UnavailableError: there is no AF_KCM, or no candidate works.
     """
+    # Without a lock, which a fork could leave held: two threads may ask at once.
     global _found  # noqa: PLW0603 - the kernel does not change under a process
-    with _lock:
-        if _found is None:
-            _found = _ask_kernel()
-        return _found
+    if _found is None:
+        _found = _ask_kernel()
+    return _found
 
 
 def _ask_kernel() -> Strategy:
@@ -132,17 +129,17 @@ def _ask_kernel() -> Strategy:
         try:
             strategy = candidate
             if candidate is PROBE:
-                strategy = dataclasses.replace(candidate, cb_offset=_cb_offset())
+                strategy = candidate._replace(cb_offset=_cb_offset())
             with bpf.Program.load(_experiment(strategy), name="pykcm_offset") as program:
                 if _delineates(program):
-                    return dataclasses.replace(strategy, far_loads=_loads_far())
+                    return strategy._replace(far_loads=_loads_far())
         except CapabilityError as error:
             # An older kernel may still do it without the capability.
             refused = refused or error
         except VerifierError as error:
             # This kernel lacks the helper, or its context the field; unless it is that the
             # verifier hides the helper from a process without the capability.
-            if candidate is PROBE and not _features.may_read_kernel_memory():
+            if candidate is PROBE and not _trials.may_read_kernel_memory():
                 refused = CapabilityError(error.errno or errno.EPERM, _NO_PERFMON)
                 refused.__cause__ = error
     if refused is not None:
@@ -230,7 +227,7 @@ def _delineates(program: bpf.Program) -> bool:
     try:
         kcm = _kernel.open_socket()
     except OSError as error:
-        raise _features.explain_open(error) from error
+        raise _explain.explain(error, _explain.OPEN) from error
     with kcm:
         try:
             near, far = _loopback.connection()

@@ -1,8 +1,13 @@
-"""Waiting for a KCM socket without burning CPU.
+"""How a call waits, written once: a generator yields what it waits for, and something drives it.
+
+`run` drives it in a thread, by poll(2), and `arun` on asyncio and Trio.  The generator hands
+nothing over while it waits, so that whatever ends the wait (a time-out, a signal handler's
+exception, a cancellation) loses nothing.
 
 `poll` calls a KCM socket writable always, also while `send` fails with EAGAIN: datagram_poll looks
 at sk_wmem_alloc, and KCM accounts in sk_wmem_queued.  An edge-triggered epoll is right: KCM wakes
-its waiters whenever it has handed messages to TCP (kcm_write_msgs, net/kcm/kcmsock.c).
+its waiters whenever it has handed messages to TCP (kcm_write_msgs, net/kcm/kcmsock.c).  `SendSpace`
+is such a one.
 """
 
 from __future__ import annotations
@@ -11,59 +16,124 @@ import errno
 import math
 import select
 import time
-from collections.abc import Iterable
-from types import ModuleType
+from collections.abc import Generator
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-from pykcm.errors import UnavailableError
+from pykcm.errors import ArgumentError, KCMOSError, UnavailableError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+T = TypeVar("T")
+
+# poll(2) takes an int of milliseconds; longer waits are several, each of this many seconds.
+_LONGEST_POLL = 1e6
 
 
-class Deadline:
-    """A point in time by which a call has to be done.
+class Wait(NamedTuple):
+    """What a generator waits for.
 
-    Args:
-        timeout: seconds from now; None for no limit.
+    Attributes:
+        fd: go on when this descriptor is readable,
+        again: or after so many seconds; None for never.
     """
 
-    def __init__(self, timeout: float | None) -> None:
-        self._end = None if timeout is None else time.monotonic() + timeout
-
-    def remaining(self) -> float | None:
-        """Seconds left, 0 when it has passed, None for no limit."""
-        if self._end is None:
-            return None
-        return max(0.0, self._end - time.monotonic())
-
-    def passed(self) -> bool:
-        """Whether no time is left."""
-        return self.remaining() == 0.0
-
-    def milliseconds(self) -> int | None:
-        """The same for `poll`, rounded up so that a wait never ends early and spins."""
-        remaining = self.remaining()
-        return None if remaining is None else math.ceil(remaining * 1000)
+    fd: int
+    again: float | None = None
 
 
-def wait_readable(fds: Iterable[int], deadline: Deadline) -> None:
-    """Wait until one of the descriptors is readable, or the deadline has passed."""
+#: A call that may have to wait, and returns a T.
+Steps: TypeAlias = Generator[Wait, None, T]
+
+
+def deadline_after(timeout: float | None) -> float:
+    """The monotonic time when a time-out ends, infinite for None.
+
+    Raises:
+        ArgumentError: it is not a number of seconds, 0 or more.
+    """
+    if timeout is None:
+        return math.inf
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not seconds >= 0:
+        raise ArgumentError("timeout", f"must be seconds, 0 or more, or None, not {timeout!r}")
+    return time.monotonic() + seconds
+
+
+def pause(wait: Wait, deadline: float) -> bool:
+    """Wait in a thread; False if the deadline has passed and nothing came."""
+    again = math.inf if wait.again is None else time.monotonic() + wait.again
     poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    poll.poll(deadline.milliseconds())
+    poll.register(wait.fd, select.POLLIN)
+    while True:
+        left = min(again, deadline) - time.monotonic()
+        milliseconds = None if left == math.inf else math.ceil(1000 * min(left, _LONGEST_POLL))
+        if poll.poll(milliseconds if milliseconds is None or milliseconds > 0 else 0):
+            return True
+        if left <= _LONGEST_POLL:
+            return again < deadline
 
 
-async def async_wait_readable(fd: int) -> None:
-    """Wait until a descriptor is readable, on asyncio or Trio."""
-    await _anyio().wait_readable(fd)
+def run(steps: Steps[T], timeout: float | None, late: str) -> T:
+    """Drive a call in a thread.
+
+    Args:
+        timeout: seconds; None for no limit.
+        late: the text of the TimeoutError when they have passed.  It is raised in the generator,
+            which may say more.
+    """
+    deadline = deadline_after(timeout)
+    try:
+        wait = next(steps)
+        while True:
+            wait = next(steps) if pause(wait, deadline) else steps.throw(TimeoutError(late))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def apause(wait: Wait) -> None:
+    """Wait in a task."""
+    anyio = _anyio()
+    try:
+        if wait.again is None:
+            await anyio.wait_readable(wait.fd)
+        else:
+            with anyio.move_on_after(wait.again):
+                await anyio.wait_readable(wait.fd)
+    except anyio.BusyResourceError as error:
+        raise KCMOSError(
+            errno.EBUSY,
+            "another task waits on this object already; one at a time can, others need a clone",
+        ) from error
+
+
+async def arun(steps: Steps[T], timeout: float | None = None) -> T:
+    """Drive a call in a task; see `run`."""
+    deadline = deadline_after(timeout)
+    await checkpoint()
+    try:
+        wait = next(steps)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                wait = steps.throw(TimeoutError())
+                continue
+            if left < math.inf and (wait.again is None or wait.again > left):
+                wait = Wait(wait.fd, left)
+            await apause(wait)
+            wait = next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 async def checkpoint() -> None:
     """Let other tasks run, and be cancelled here if that was asked for."""
     await _anyio().lowlevel.checkpoint()
-
-
-async def sleep(seconds: float) -> None:
-    """Let other tasks run for some time."""
-    await _anyio().sleep(seconds)
 
 
 def _anyio() -> ModuleType:
@@ -80,16 +150,19 @@ def _anyio() -> ModuleType:
 class SendSpace:
     """Tells when a KCM socket has handed queued messages to TCP, so that sending may go on.
 
-    Its descriptor is readable then, for any event loop; `clear` has to follow each time.
+    Its descriptor is readable then, or when one of others is; `clear` has to follow each time.  It
+    is readable once at first, so that what happened before is not missed.
+
+    Args:
+        fd: the KCM socket's.
+        others: further descriptors that end the wait when they are readable.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *others: int) -> None:
         self._epoll = select.epoll()
-        try:
-            self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
-        except BaseException:
-            self._epoll.close()
-            raise
+        self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
+        for other in others:
+            self._epoll.register(other, select.EPOLLIN)
         self._fd = self._epoll.fileno()
 
     def fileno(self) -> int:
@@ -99,10 +172,6 @@ class SendSpace:
     def clear(self) -> None:
         """Take the event, before looking at the socket again."""
         self._epoll.poll(0)
-
-    def wait(self, deadline: Deadline) -> None:
-        """Wait until messages were handed to TCP since the last wait, or the deadline."""
-        self._epoll.poll(deadline.remaining())
 
     def close(self) -> None:
         """Close the descriptor."""

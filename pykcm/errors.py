@@ -34,6 +34,30 @@ class KCMOSError(KCMError, OSError):
         return f"{self.strerror} [{name}: {os.strerror(self.errno or 0)}]"
 
 
+class ArgumentError(KCMError, ValueError):
+    """An argument that cannot be: a time-out that is not a number of seconds, a limit of 0.
+
+    Attributes:
+        argument: its name.
+    """
+
+    def __init__(self, argument: str, message: str) -> None:
+        super().__init__(f"{argument}: {message}")
+        self.argument = argument
+        self._message = message
+
+    def __reduce__(self) -> tuple[type[ArgumentError], tuple[str, str]]:
+        return type(self), (self.argument, self._message)
+
+
+class UnsentWarning(RuntimeWarning):
+    """A KCM socket was closed with bytes that had not been handed to TCP; they are lost."""
+
+
+class UnreadWarning(RuntimeWarning):
+    """A multiplexor was closed with messages that its clones would have received; they are lost."""
+
+
 class UnavailableError(KCMOSError):
     """This kernel or platform has no AF_KCM, or not what the call needs of it."""
 
@@ -51,26 +75,14 @@ class MessageTruncated(KCMOSError):  # noqa: N818 - the name says what happened,
 
     Attributes:
         message: what was received of it.
-        received: whole messages that the same call had received, in order.
-        others: what the same call had received of further messages that were too long, in order.
     """
 
-    def __init__(
-        self,
-        errno: int,
-        message: str,
-        data: bytes = b"",
-        received: list[bytes] | None = None,
-        others: list[bytes] | None = None,
-    ) -> None:
+    def __init__(self, errno: int, message: str, data: bytes = b"") -> None:
         super().__init__(errno, message)
         self.message = data
-        self.received = received if received is not None else []
-        self.others = others if others is not None else []
 
     def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
-        told = (self.message, self.received, self.others)
-        return type(self), (self.errno or 0, self.strerror or "", *told)
+        return type(self), (self.errno or 0, self.strerror or "", self.message)
 
 
 class Disconnected(KCMOSError, ConnectionError):  # noqa: N818

@@ -12,9 +12,12 @@
 #include <linux/kcm.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #ifndef AF_KCM
@@ -29,18 +32,28 @@
 
 /* ---- AF_KCM: linux/kcm.h, Documentation/networking/kcm.rst ---- */
 
-static int pykcm_attach(int kcm_fd, int tcp_fd, int program_fd)
+/* *done, which may be NULL, is set to 1 before anything else can run: so that an exception in the
+ * caller cannot hide that the connection is attached. */
+static int pykcm_attach(int kcm_fd, int tcp_fd, int program_fd, int *done)
 {
 	struct kcm_attach info = { .fd = tcp_fd, .bpf_fd = program_fd };
 
-	return ioctl(kcm_fd, SIOCKCMATTACH, &info) < 0 ? -errno : 0;
+	if (ioctl(kcm_fd, SIOCKCMATTACH, &info) < 0)
+		return -errno;
+	if (done)
+		*done = 1;
+	return 0;
 }
 
-static int pykcm_unattach(int kcm_fd, int tcp_fd)
+/* *attached, which may be NULL, is set to 0 likewise, also when it was not attached. */
+static int pykcm_unattach(int kcm_fd, int tcp_fd, int *attached)
 {
 	struct kcm_unattach info = { .fd = tcp_fd };
+	int error = ioctl(kcm_fd, SIOCKCMUNATTACH, &info) < 0 ? -errno : 0;
 
-	return ioctl(kcm_fd, SIOCKCMUNATTACH, &info) < 0 ? -errno : 0;
+	if (attached && (!error || error == -ENOENT))
+		*attached = 0;
+	return error;
 }
 
 /*
@@ -60,6 +73,116 @@ static int pykcm_clone(int kcm_fd)
 		return -error;
 	}
 	return info.fd;
+}
+
+/* Make fd, which is open and close-on-exec, a clone instead of what it was. */
+static int pykcm_clone_onto(int kcm_fd, int fd)
+{
+	int clone = pykcm_clone(kcm_fd), error;
+
+	if (clone < 0)
+		return clone;
+	error = dup3(clone, fd, O_CLOEXEC) < 0 ? -errno : 0;
+	close(clone);
+	return error;
+}
+
+/* ---- Any descriptor ---- */
+
+/*
+ * A descriptor's number lives in memory that its owner has before there is a descriptor: the call
+ * that makes one writes it there, so that no exception can come between.
+ */
+static void pykcm_close(int *fd)
+{
+	int number = *fd;
+
+	*fd = -1;
+	if (number >= 0)
+		close(number);
+}
+
+static int own(int *fd, int number)
+{
+	if (number < 0)
+		return -errno;
+	*fd = number;
+	return 0;
+}
+
+static int pykcm_dup(int *fd, int other)
+{
+	return own(fd, fcntl(other, F_DUPFD_CLOEXEC, 0));
+}
+
+static int pykcm_clone_owned(int *fd, int kcm_fd)
+{
+	int clone = pykcm_clone(kcm_fd);
+
+	if (clone < 0)
+		return clone;
+	*fd = clone;
+	return 0;
+}
+
+static int pykcm_eventfd(int *fd)
+{
+	return own(fd, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+}
+
+static int pykcm_timerfd(int *fd)
+{
+	return own(fd, timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+}
+
+/* Have a timer expire in so many nanoseconds, 0 for never. */
+static int pykcm_set_timer(int fd, long long nanoseconds)
+{
+	struct itimerspec time = { .it_value = { nanoseconds / 1000000000, nanoseconds % 1000000000 } };
+
+	return timerfd_settime(fd, 0, &time, NULL) < 0 ? -errno : 0;
+}
+
+/* Have an event be readable, or not. */
+static int pykcm_set_event(int fd, int readable)
+{
+	uint64_t value = 1;
+	ssize_t done = readable ? write(fd, &value, sizeof(value)) : read(fd, &value, sizeof(value));
+
+	return done < 0 && errno != EAGAIN ? -errno : 0;
+}
+
+/* *size is the room in value, and then what was written of it. */
+static int pykcm_getsockopt(int fd, int level, int option, void *value, unsigned int *size)
+{
+	return getsockopt(fd, level, option, value, size) < 0 ? -errno : 0;
+}
+
+static int pykcm_setsockopt(int fd, int level, int option, const void *value, unsigned int size)
+{
+	return setsockopt(fd, level, option, value, size) < 0 ? -errno : 0;
+}
+
+/* Bytes in a TCP socket's receive queue (SIOCINQ). */
+static int pykcm_unread(int fd)
+{
+	int count;
+
+	return ioctl(fd, FIONREAD, &count) < 0 ? -errno : count;
+}
+
+/*
+ * Copy memory that may not be readable, such as a mapping of a file that has become shorter.
+ * Returns the bytes copied, fewer than size if it is not, or -ENOSYS where that can't be told.
+ */
+static ssize_t pykcm_copy(void *to, const void *from, size_t size)
+{
+	struct iovec local = { to, size }, remote = { (void *)from, size };
+	ssize_t copied = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+
+	if (copied < 0)
+		return errno == EFAULT ? 0 : -ENOSYS;
+	return copied;
 }
 
 /* Messages of one call, or buffers of one message; the arrays below lie on the stack. */
@@ -169,17 +292,29 @@ static int bpf_call(int command, union bpf_attr *attr)
 	return result < 0 ? -errno : (int)result;
 }
 
-/* Load a program of count instructions of 8 bytes; log may be NULL with log_size 0.  The returned
- * descriptor is close-on-exec: the kernel makes every BPF descriptor so. */
+/* Load a program of count instructions of 8 bytes; log may be NULL with log_size 0, and so may btf:
+ * the types of the program's functions, with an array of struct bpf_func_info that says where each
+ * begins.  The returned descriptor is close-on-exec: the kernel makes every BPF descriptor so. */
 static int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
 			  const char *license, const char *name, char *log, size_t log_size,
-			  unsigned int log_level)
+			  unsigned int log_level, const void *btf, size_t btf_size,
+			  const void *functions, size_t function_count)
 {
 	union bpf_attr attr;
 	size_t name_length = strlen(name);
+	int btf_fd = -1, result;
 
-	if (count > UINT32_MAX || log_size > UINT32_MAX || name_length >= sizeof(attr.prog_name))
+	if (count > UINT32_MAX || log_size > UINT32_MAX || btf_size > UINT32_MAX ||
+	    function_count > count || name_length >= sizeof(attr.prog_name))
 		return -EINVAL;
+	if (btf_size) {
+		memset(&attr, 0, sizeof(attr));
+		attr.btf = (uintptr_t)btf;
+		attr.btf_size = btf_size;
+		btf_fd = bpf_call(BPF_BTF_LOAD, &attr);
+		if (btf_fd < 0)
+			return btf_fd;
+	}
 	memset(&attr, 0, sizeof(attr));
 	attr.prog_type = type;
 	attr.insns = (uintptr_t)instructions;
@@ -189,7 +324,16 @@ static int pykcm_bpf_load(unsigned int type, const void *instructions, size_t co
 	attr.log_size = log_size;
 	attr.log_level = log_level;
 	memcpy(attr.prog_name, name, name_length);
-	return bpf_call(BPF_PROG_LOAD, &attr);
+	if (btf_size) {
+		attr.prog_btf_fd = btf_fd;
+		attr.func_info = (uintptr_t)functions;
+		attr.func_info_rec_size = sizeof(struct bpf_func_info);
+		attr.func_info_cnt = function_count;
+	}
+	result = bpf_call(BPF_PROG_LOAD, &attr);
+	if (btf_size)
+		close(btf_fd); /* the program holds on to its BTF */
+	return result;
 }
 
 /* Run a program on data; *result and *duration (mean, in ns) are set on success. */

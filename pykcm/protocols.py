@@ -13,35 +13,26 @@ Protocols without a framing, and why, are in `LEFT_OUT`.
 
 from __future__ import annotations
 
-import dataclasses
 import types
-from collections.abc import Mapping
-from typing import Final
 
 from pykcm.framing import DEFAULT_MAX_LENGTH, Delimiter, Framing, Layout, LengthField, Varint
-from pykcm.framing.steps import (
-    LARGEST_LENGTH,
-    LARGEST_SEARCH,
-    Add,
-    Case,
-    Field,
-    Find,
-    Match,
-    RoundUp,
-    Step,
-    Switch,
-    Within,
-)
+from pykcm.framing.field import Field
+from pykcm.framing.search import LARGEST_SEARCH, Find
+from pykcm.framing.steps import LARGEST_LENGTH, Add, Case, Match, RoundUp, Step, Switch, Within
+from pykcm.framing.value import Value
 from pykcm.framing.variable import ber_length, decimal, leb128
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
-@dataclasses.dataclass(frozen=True)
-class Protocol:
+
+class Protocol(Value):
     """An entry of the catalogue.
 
     Attributes:
         name: its name here, as in `protocols.THRIFT_FRAMED`.
-        framing: the framing.
+        make: makes the framing anew.
         summary: what a message is, in a line.
         reference: the specification.
         maximum: the longest message that the specification allows, header included, in bytes;
@@ -50,65 +41,87 @@ class Protocol:
     """
 
     name: str
-    framing: Framing
+    make: Callable[[], Framing]
     summary: str
     reference: str
-    maximum: int | None
+    maximum: int | None = None
     note: str = ""
+
+    @property
+    def framing(self) -> Framing:
+        """The framing."""
+        return _get(self.name)
 
 
 _entries: dict[str, Protocol] = {}
 
 
-def _limit(maximum: int | None) -> int:
-    return DEFAULT_MAX_LENGTH if maximum is None else min(maximum, DEFAULT_MAX_LENGTH)
-
-
 def _enter(
     name: str,
-    framing: Framing,
+    make: Callable[[], Framing],
     summary: str,
     reference: str,
     maximum: int | None = None,
     note: str = "",
-) -> Framing:
-    _entries[name] = Protocol(name, framing, summary, reference, maximum, note)
+) -> None:
+    _entries[name] = Protocol(name, make, summary, reference, maximum, note)
+
+
+def _get(name: str) -> Framing:
+    """A framing, made when it is first asked for: all of them take longer than the import."""
+    if name not in _entries:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in globals():
+        globals()[name] = _entries[name].make()
+    framing: Framing = globals()[name]
     return framing
+
+
+if not TYPE_CHECKING:  # which know the names from the annotations below, and only those
+    __getattr__ = _get
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_entries})
 
 
 def _one_of(field: Field, *values: int | tuple[int, int]) -> Switch:
     return Switch(field, (Case(values),))
 
 
-THRIFT_FRAMED: Final = _enter(
+THRIFT_FRAMED: LengthField
+_enter(
     "THRIFT_FRAMED",
-    LengthField(size=4),
+    lambda: LengthField(size=4),
     "4-byte length, then the message",
     "Apache Thrift, doc/specs/thrift-rpc.md, framed transport",
     (1 << 31) - 1,
     "Thrift's own limit is 16,384,000 bytes by default (TConfiguration).",
 )
 
-DNS: Final = _enter(
+DNS: LengthField
+_enter(
     "DNS",
-    LengthField(size=2, min_length=2 + 12, max_length=2 + 65535),
+    lambda: LengthField(size=2, min_length=2 + 12, max_length=2 + 65535),
     "2-byte length, then a message of at least its 12-byte header",
     "RFC 1035 section 4.2.2, RFC 7766 section 8",
     2 + 65535,
 )
 
-GRPC: Final = _enter(
+GRPC: Layout
+_enter(
     "GRPC",
-    Layout("gRPC message", (_one_of(Field(0), 0, 1), Add(Field(1, 4)), Add(5))),
+    lambda: Layout("gRPC message", (_one_of(Field(0), 0, 1), Add(Field(1, 4)), Add(5))),
     "compressed flag, 4-byte length, then the message",
     "gRPC over HTTP2, doc/PROTOCOL-HTTP2.md, Length-Prefixed-Message",
     5 + (1 << 32) - 1,
     "gRPC puts these into HTTP/2 DATA frames: this is for streams that carry them bare.",
 )
 
-HTTP2: Final = _enter(
+HTTP2: LengthField
+_enter(
     "HTTP2",
-    LengthField(size=3, adjustment=9, min_length=9, max_length=9 + (1 << 14)),
+    lambda: LengthField(size=3, adjustment=9, min_length=9, max_length=9 + (1 << 14)),
     "3-byte length, type, flags, stream; the length counts what follows these 9 bytes",
     "RFC 9113 section 4.1",
     9 + (1 << 24) - 1,
@@ -116,18 +129,20 @@ HTTP2: Final = _enter(
     "must read the client's 24-byte preface before it attaches the connection.",
 )
 
-KAFKA: Final = _enter(
+KAFKA: LengthField
+_enter(
     "KAFKA",
-    LengthField(size=4, min_length=8),
+    lambda: LengthField(size=4, min_length=8),
     "4-byte length, then a request or response, which begin with 4 bytes at least",
     "Apache Kafka protocol guide, RequestOrResponse",
     4 + (1 << 31) - 1,
     "A broker's own limit is socket.request.max.bytes, 100 MiB by default.",
 )
 
-POSTGRESQL: Final = _enter(
+POSTGRESQL: LengthField
+_enter(
     "POSTGRESQL",
-    LengthField(offset=1, size=4, adjustment=1, min_length=5),
+    lambda: LengthField(offset=1, size=4, adjustment=1, min_length=5),
     "type byte, 4-byte length that counts itself",
     "PostgreSQL, Frontend/Backend Protocol 3.x, Message Formats",
     1 + (1 << 31) - 1,
@@ -135,23 +150,27 @@ POSTGRESQL: Final = _enter(
     "SSLRequest or GSSENCRequest is no message: settle encryption before attaching.",
 )
 
-# MAX_STARTUP_PACKET_LENGTH of src/include/libpq/pqcomm.h, which does not count the length itself.
-_POSTGRESQL_STARTUP = (
-    _one_of(Field(4, 4), (3 << 16, (4 << 16) - 1), (80877102, 80877104)),
-    Add(Field(0, 4)),
-    Within(8, 4 + 10000),
-)
 
-POSTGRESQL_CLIENT: Final = _enter(
+# MAX_STARTUP_PACKET_LENGTH of src/include/libpq/pqcomm.h, which does not count the length itself.
+def _postgresql_startup() -> tuple[Step, ...]:
+    return (
+        _one_of(Field(4, 4), (3 << 16, (4 << 16) - 1), (80877102, 80877104)),
+        Add(Field(0, 4)),
+        Within(8, 4 + 10000),
+    )
+
+
+POSTGRESQL_CLIENT: Layout
+_enter(
     "POSTGRESQL_CLIENT",
-    Layout(
+    lambda: Layout(
         "PostgreSQL client message",
         (
             Switch(
                 Field(0),
                 (
                     # A type is a letter; the first byte of a length up to 10,004 is 0.
-                    Case((0,), _POSTGRESQL_STARTUP),
+                    Case((0,), _postgresql_startup()),
                     Case(
                         ((0x41, 0x5A), (0x61, 0x7A)),
                         (Add(Field(1, 4)), Within(4, LARGEST_LENGTH), Add(1)),
@@ -167,9 +186,10 @@ POSTGRESQL_CLIENT: Final = _enter(
     1 + (1 << 31) - 1,
 )
 
-MYSQL: Final = _enter(
+MYSQL: LengthField
+_enter(
     "MYSQL",
-    LengthField(size=3, byteorder="little", adjustment=4, min_length=4),
+    lambda: LengthField(size=3, byteorder="little", adjustment=4, min_length=4),
     "3-byte little-endian length, sequence number, then the packet",
     "MySQL internals, Client/Server Protocol, Packets",
     4 + (1 << 24) - 1,
@@ -177,18 +197,20 @@ MYSQL: Final = _enter(
     "compressed connection has another header.",
 )
 
-MONGODB: Final = _enter(
+MONGODB: LengthField
+_enter(
     "MONGODB",
-    LengthField(size=4, byteorder="little", adjustment=0, min_length=16),
+    lambda: LengthField(size=4, byteorder="little", adjustment=0, min_length=16),
     "4-byte little-endian length of the whole message, 16-byte header",
     "MongoDB Wire Protocol, Standard Message Header",
     48_000_000,
     "The maximum is the server's maxMessageSizeBytes.",
 )
 
-MEMCACHED_BINARY: Final = _enter(
+MEMCACHED_BINARY: Layout
+_enter(
     "MEMCACHED_BINARY",
-    Layout(
+    lambda: Layout(
         "memcached binary packet",
         (_one_of(Field(0), (0x80, 0x81)), Add(Field(8, 4)), Add(24)),
     ),
@@ -197,9 +219,10 @@ MEMCACHED_BINARY: Final = _enter(
     24 + (1 << 32) - 1,
 )
 
-AMQP: Final = _enter(
+AMQP: Layout
+_enter(
     "AMQP",
-    Layout(
+    lambda: Layout(
         "AMQP 0-9-1 frame",
         (
             Switch(
@@ -218,9 +241,10 @@ AMQP: Final = _enter(
     "a good max_length.",
 )
 
-MQTT: Final = _enter(
+MQTT: Layout
+_enter(
     "MQTT",
-    Layout(
+    lambda: Layout(
         "MQTT control packet",
         (_one_of(Field(0, mask=0xF0, shift=4), (1, 15)), *leb128(1, 4)),
     ),
@@ -229,17 +253,21 @@ MQTT: Final = _enter(
     5 + 268_435_455,
 )
 
-TPKT: Final = _enter(
+TPKT: LengthField
+_enter(
     "TPKT",
-    LengthField(offset=2, size=2, adjustment=0, min_length=7, max_length=65535, magic=b"\x03"),
+    lambda: LengthField(
+        offset=2, size=2, adjustment=0, min_length=7, max_length=65535, magic=b"\x03"
+    ),
     "version 3, reserved byte, 2-byte length of the whole packet",
     "RFC 1006 section 6",
     65535,
 )
 
-BGP: Final = _enter(
+BGP: LengthField
+_enter(
     "BGP",
-    LengthField(
+    lambda: LengthField(
         offset=16, size=2, adjustment=0, min_length=19, max_length=4096, magic=b"\xff" * 16
     ),
     "marker of 16 bytes 0xFF, 2-byte length of the whole message, type",
@@ -248,26 +276,31 @@ BGP: Final = _enter(
     "With the Extended Message capability (RFC 8654) the maximum is 65,535.",
 )
 
-DIAMETER: Final = _enter(
+DIAMETER: LengthField
+_enter(
     "DIAMETER",
-    LengthField(offset=1, size=3, adjustment=0, min_length=20, magic=b"\x01", multiple_of=4),
+    lambda: LengthField(
+        offset=1, size=3, adjustment=0, min_length=20, magic=b"\x01", multiple_of=4
+    ),
     "version 1, 3-byte length of the whole message, a multiple of 4",
     "RFC 6733 section 3",
     (1 << 24) - 4,
 )
 
-RADIUS: Final = _enter(
+RADIUS: LengthField
+_enter(
     "RADIUS",
-    LengthField(offset=2, size=2, adjustment=0, min_length=20, max_length=4096),
+    lambda: LengthField(offset=2, size=2, adjustment=0, min_length=20, max_length=4096),
     "code, identifier, 2-byte length of the whole packet",
     "RFC 2865 section 3, over TCP as in RFC 6613 section 2.6",
     4096,
     "RFC 7930 allows 65,535 where both ends agree.",
 )
 
-TLS: Final = _enter(
+TLS: Layout
+_enter(
     "TLS",
-    Layout(
+    lambda: Layout(
         "TLS record",
         (_one_of(Field(0), (20, 24)), Match(b"\x03", 1), Add(Field(3, 2)), Add(5)),
         max_length=5 + (1 << 14) + 2048,
@@ -278,9 +311,10 @@ TLS: Final = _enter(
     "The records as they are, still encrypted.",
 )
 
-WEBSOCKET: Final = _enter(
+WEBSOCKET: Layout
+_enter(
     "WEBSOCKET",
-    Layout(
+    lambda: Layout(
         "WebSocket frame",
         (
             Switch(
@@ -302,20 +336,25 @@ WEBSOCKET: Final = _enter(
     "a message here, also one of a fragmented WebSocket message.",
 )
 
-_BER_SEQUENCE = (Match(b"\x30"), *ber_length())
 
-LDAP: Final = _enter(
+def _ber_sequence() -> tuple[Step, ...]:
+    return (Match(b"\x30"), *ber_length())
+
+
+LDAP: Layout
+_enter(
     "LDAP",
-    Layout("LDAPMessage", _BER_SEQUENCE),
+    lambda: Layout("LDAPMessage", _ber_sequence()),
     "a BER SEQUENCE of definite length",
     "RFC 4511 section 5.1; X.690 section 8.1.3",
     None,
     "The long form may have up to 8 length bytes, leading zeros among them.",
 )
 
-SNMP: Final = _enter(
+SNMP: Layout
+_enter(
     "SNMP",
-    Layout("SNMP message", _BER_SEQUENCE),
+    lambda: Layout("SNMP message", _ber_sequence()),
     "a BER SEQUENCE of definite length",
     "RFC 3430 section 2.1; X.690 section 8.1.3",
     None,
@@ -350,9 +389,10 @@ def iscsi(
     return Layout(title, tuple(steps), min_length=header, max_length=max_length)
 
 
-ISCSI: Final = _enter(
+ISCSI: Layout
+_enter(
     "ISCSI",
-    iscsi(),
+    iscsi,
     "48-byte header, additional headers counted in words, data padded to 4 bytes",
     "RFC 7143 section 11.2",
     48 + 255 * 4 + 4 + (1 << 24) + 4,
@@ -360,18 +400,20 @@ ISCSI: Final = _enter(
     "the others.",
 )
 
-ONC_RPC: Final = _enter(
+ONC_RPC: LengthField
+_enter(
     "ONC_RPC",
-    LengthField(size=4, mask=0x7FFFFFFF),
+    lambda: LengthField(size=4, mask=0x7FFFFFFF),
     "last-fragment bit and 31 bits of length, then the fragment",
     "RFC 5531 section 11",
     4 + (1 << 31) - 1,
     "Each fragment is a message here; NFS, for one, sends each record as one fragment.",
 )
 
-NBD_REQUEST: Final = _enter(
+NBD_REQUEST: Layout
+_enter(
     "NBD_REQUEST",
-    Layout(
+    lambda: Layout(
         "NBD request",
         (
             Match(b"\x25\x60\x95\x13"),
@@ -386,9 +428,10 @@ NBD_REQUEST: Final = _enter(
     "What a client sends in the transmission phase, without extended headers.",
 )
 
-REDIS_LINES: Final = _enter(
+REDIS_LINES: Delimiter
+_enter(
     "REDIS_LINES",
-    Delimiter(b"\r\n", LARGEST_SEARCH),
+    lambda: Delimiter(b"\r\n", LARGEST_SEARCH),
     "lines that end with CR LF: inline commands, simple strings, errors, integers",
     "Redis serialization protocol specification, RESP protocol description",
     64 << 10,
@@ -396,25 +439,23 @@ REDIS_LINES: Final = _enter(
     "inline commands.",
 )
 
-_RESP_BULK = (
-    Switch(
-        Field(1),
-        (
-            Case((ord("-"),), (Match(b"-1\r\n", 1), Add(5))),
-            Case(((0x30, 0x39),), (*decimal(b"\r", 9, offset=1), Add(3))),
-        ),
-    ),
-)
 
-RESP: Final = _enter(
+def _resp_bulk() -> tuple[Step, ...]:
+    null = Case((ord("-"),), (Match(b"-1\r\n", 1), Add(5)))
+    counted = Case(((0x30, 0x39),), (*decimal(b"\r", 9, offset=1), Add(3)))
+    return (Switch(Field(1), (null, counted)),)
+
+
+RESP: Layout
+_enter(
     "RESP",
-    Layout(
+    lambda: Layout(
         "RESP element",
         (
             Switch(
                 Field(0),
                 (
-                    Case((*b"$!=",), _RESP_BULK),
+                    Case((*b"$!=",), _resp_bulk()),
                     Case((*b"+-:*_#,(%~>|",), (Find(b"\r\n", LARGEST_SEARCH),)),
                 ),
             ),
@@ -428,9 +469,10 @@ RESP: Final = _enter(
     "and each element.  Lines are up to 65,536 bytes.  Streamed strings are refused.",
 )
 
-NETSTRING: Final = _enter(
+NETSTRING: Layout
+_enter(
     "NETSTRING",
-    Layout("netstring", (*decimal(b":", 9), Add(1)), min_length=3),
+    lambda: Layout("netstring", (*decimal(b":", 9), Add(1)), min_length=3),
     "decimal length, colon, that many bytes, comma",
     "D. J. Bernstein, Netstrings, 1997",
     None,
@@ -438,18 +480,20 @@ NETSTRING: Final = _enter(
     "leading zeros.",
 )
 
-NINE_P: Final = _enter(
+NINE_P: LengthField
+_enter(
     "NINE_P",
-    LengthField(size=4, byteorder="little", adjustment=0, min_length=7),
+    lambda: LengthField(size=4, byteorder="little", adjustment=0, min_length=7),
     "4-byte little-endian size of the whole message, type, tag",
     "Plan 9 manual, intro(5)",
     (1 << 32) - 1,
     "The negotiated msize is a good max_length.",
 )
 
-CQL: Final = _enter(
+CQL: Layout
+_enter(
     "CQL",
-    Layout(
+    lambda: Layout(
         "CQL envelope",
         (_one_of(Field(0, mask=0x7F), (3, 5)), Add(Field(5, 4)), Add(9)),
     ),
@@ -459,9 +503,10 @@ CQL: Final = _enter(
     "Version 5 wraps its messages into frames once STARTUP is answered: see CQL_V5.",
 )
 
-CQL_V5: Final = _enter(
+CQL_V5: LengthField
+_enter(
     "CQL_V5",
-    LengthField(
+    lambda: LengthField(
         size=3,
         byteorder="little",
         mask=0x1FFFF,
@@ -475,9 +520,10 @@ CQL_V5: Final = _enter(
     "A message larger than a frame comes in several.",
 )
 
-CQL_V5_COMPRESSED: Final = _enter(
+CQL_V5_COMPRESSED: LengthField
+_enter(
     "CQL_V5_COMPRESSED",
-    LengthField(
+    lambda: LengthField(
         size=3,
         byteorder="little",
         mask=0x1FFFF,
@@ -491,19 +537,20 @@ CQL_V5_COMPRESSED: Final = _enter(
     "A message larger than a frame comes in several.",
 )
 
-PROTOBUF_DELIMITED: Final = _enter(
+PROTOBUF_DELIMITED: Varint
+_enter(
     "PROTOBUF_DELIMITED",
-    Varint(),
+    Varint,
     "varint length, then the message",
     "Protocol Buffers, Java's writeDelimitedTo and C++'s SerializeDelimitedToZeroCopyStream",
     5 + (1 << 31) - 1,
 )
 
 #: Every framing here by its name, in the order above.
-ALL: Final[Mapping[str, Protocol]] = types.MappingProxyType(_entries)
+ALL: Mapping[str, Protocol] = types.MappingProxyType(_entries)
 
 #: What has no framing here, and why.
-LEFT_OUT: Final[Mapping[str, str]] = types.MappingProxyType(
+LEFT_OUT: Mapping[str, str] = types.MappingProxyType(
     {
         "NBD replies": "a simple reply has no length: how much data follows depends on the request "
         "that it answers, which the program can't know.  Requests can be framed: NBD_REQUEST.",

@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from pykcm import protocols
 from pykcm.framing import CustomFraming, Delimiter, FixedLength, Framing, LengthField, Varint
-from pykcm.framing.base import Buffer
+
+if TYPE_CHECKING:
+    from pykcm.framing.base import Buffer
 
 Encoder: TypeAlias = Callable[[random.Random, int], bytes]
 

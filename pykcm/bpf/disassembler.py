@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pykcm.bpf import helpers
-from pykcm.bpf import instructions as isa
-from pykcm.bpf.instructions import HOST, ByteOrder, Instruction
+from pykcm.bpf import _helpers
+from pykcm.bpf import _instructions as isa
+from pykcm.bpf._instructions import HOST, ByteOrder, Instruction
 from pykcm.errors import AssemblyError
 
 _SIZES = {code: name for name, code in isa.SIZE_CODES.items()}
@@ -28,9 +28,10 @@ def disassemble(code: bytes, byteorder: ByteOrder = HOST) -> str:
         Text that `assemble` turns into the same bytes.
 
     Raises:
-        AssemblyError: the code is no program: its length, an unknown opcode, a field that must be
-            zero, a register over r10, a jump out of the program or into a 64-bit load.  The error
-            names the instruction's index, counted in slots of eight bytes as the kernel does.
+        AssemblyError: the code is not a program: its length, an unknown opcode, a field that must
+            be zero, a register over r10, a jump out of the program or into a 64-bit load.  The
+            error names the instruction's index, counted in slots of eight bytes as the kernel
+            does.
     """
     return _Disassembler(isa.decode(bytes(code), byteorder)).run()
 
@@ -154,11 +155,14 @@ class _Disassembler:
             return f"call {self.target(slot, code.imm, is_call=True)}"
         if code.src not in (isa.CALL_HELPER, isa.CALL_BTF):
             raise _malformed(slot, f"no such kind of call: {code.src}")
-        if code.imm < 0:
-            raise _malformed(slot, f"no such function: {code.imm}")
         if code.src == isa.CALL_BTF:
+            if code.imm < 0:
+                raise _malformed(slot, f"no such function: {code.imm}")
             return f"call kernel-function#{code.imm}"
-        name = helpers.by_number().get(code.imm)
+        name = _helpers.by_number().get(code.imm)
+        if code.imm < 0:
+            # In translated code it is a distance, which the kernel's own listings write so.
+            name = "unknown"
         return f"call {name}#{code.imm}" if name else f"call {code.imm}"
 
     def target(self, slot: int, distance: int, is_call: bool = False) -> str:

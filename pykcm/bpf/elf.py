@@ -12,11 +12,10 @@ import os
 import re
 import stat
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pykcm.bpf import instructions as isa
+from pykcm.bpf import _instructions as isa
 from pykcm.errors import BPFError, UnavailableError
 
 if TYPE_CHECKING:
@@ -28,8 +27,7 @@ _EXECUTABLE = 0x4  # SHF_EXECINSTR
 _R_BPF_64_64, _R_BPF_64_32 = 1, 10  # a 64-bit load's immediate; a call's
 
 
-@dataclass(frozen=True)
-class ObjectProgram:
+class ObjectProgram(NamedTuple):
     """A program as it lies in an object.
 
     Attributes:
@@ -54,9 +52,9 @@ def read(path: str | os.PathLike[str], section: str | None) -> ObjectProgram:
             "socket_kcm", or starts with "socket/".
 
     Raises:
-        BPFError: the file can't be read (its errno), is no BPF object for this host (ENOEXEC), has
-            no such section or more than one (ENOENT, EINVAL), or has something in it that pykcm
-            does not support (EOPNOTSUPP): maps, global variables, functions elsewhere.
+        BPFError: the file can't be read (its errno), is not a BPF object for this host (ENOEXEC),
+            has no such section or more than one (ENOENT, EINVAL), or has something in it that
+            pykcm does not support (EOPNOTSUPP): maps, global variables, functions elsewhere.
         UnavailableError: pyelftools is missing (ENOPKG).
     """
     where = os.fspath(path)
@@ -74,7 +72,7 @@ def read(path: str | os.PathLike[str], section: str | None) -> ObjectProgram:
     except Exception as error:
         # pyelftools trusts what it reads: a damaged file makes it raise almost anything.
         raise BPFError(
-            errno.ENOEXEC, f"{where} is no ELF object, or a damaged one ({error})"
+            errno.ENOEXEC, f"{where} is not an ELF object, or a damaged one ({error})"
         ) from error
 
 
@@ -104,7 +102,7 @@ class _Object:
         if header["e_machine"] != "EM_BPF":
             raise self.error(errno.ENOEXEC, f"is for the machine {header['e_machine']}, not EM_BPF")
         if elf.elfclass != 64 or header["e_type"] != "ET_REL":
-            raise self.error(errno.ENOEXEC, "is no 64-bit relocatable object")
+            raise self.error(errno.ENOEXEC, "is not a 64-bit relocatable object")
         if elf.little_endian != (isa.HOST == "little"):
             order = "little" if elf.little_endian else "big"
             raise self.error(

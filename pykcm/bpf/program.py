@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from pykcm._binding import ffi, lib
-from pykcm.bpf import assembler, elf, system, verifier
-from pykcm.bpf import instructions as isa
-from pykcm.bpf.disassembler import disassemble_slot
-from pykcm.errors import BPFError, UnavailableError, VerifierError
+from pykcm import _explain, _kernel
+from pykcm._binding import ffi
+from pykcm.bpf import _instructions as isa
+from pykcm.bpf._load import load, retried
+from pykcm.errors import BPFError
 
-_NAME = re.compile(r"[A-Za-z0-9_.]{0,15}", re.ASCII)  # kernel/bpf/syscall.c, bpf_obj_name_cpy
-_LICENSE_LIMIT = 127  # the kernel cuts a longer one off without a word
-_ATTEMPTS = 100  # the verifier gives up with EAGAIN when a signal is pending
-_UNPRIVILEGED_INSTRUCTIONS = 4096  # BPF_MAXINSNS, include/uapi/linux/bpf_common.h
-
-_LOG_SIZES = (1 << 20, (1 << 24) - 1)  # the second is the most that every kernel takes
+_NAME_LIMIT = 15  # characters; BPF_OBJ_NAME_LEN, include/uapi/linux/bpf.h, less the NUL
+_LICENSE_LIMIT = 127  # bytes; the kernel cuts a longer one off without a word
 
 # BPF_PROG_TEST_RUN takes an Ethernet header off the data (net/bpf/test_run.c).  This one's type
 # is for local experiments, so that the kernel looks for no IP header behind it.
 _ETHERNET_HEADER = bytes(12) + b"\x88\xb5"
 
 
-@dataclass(frozen=True)
-class ProgramInfo:
+class ProgramInfo(NamedTuple):
     """What the kernel says about a program (struct bpf_prog_info).
 
     Attributes:
@@ -83,7 +73,8 @@ class Program:
 
     def __init__(self, fd: int) -> None:
         """Take over a program's descriptor: closing it is the Program's business from now on."""
-        self._fd = fd
+        # In a list, which gives it up only once, whatever exception or thread comes between.
+        self._fds = [fd]
 
     @classmethod
     def load(
@@ -92,6 +83,8 @@ class Program:
         /,
         license: str = "Dual MIT/GPL",
         name: str = "pykcm",
+        *,
+        functions_take: int | None = None,
         **symbols: int | str,
     ) -> Program:
         """Load a socket filter.
@@ -101,6 +94,10 @@ class Program:
             license: what the program is licensed under, up to 127 bytes.  Some helpers,
                 bpf_probe_read_kernel among them, are for GPL-compatible programs only.
             name: for people to recognise it by: up to 15 letters, digits, '_' and '.'.
+            functions_take: lets the verifier look at the functions that the program calls once,
+                each on its own, instead of at every call.  All take the same and return a number:
+                0 for five numbers of which nothing is known, or N for a pointer to N bytes of
+                the stack, which they must compare with 0.  Needs Linux 5.6, a pointer 5.12.
             symbols: constants and macros for the text, as in `assemble`.
 
         Raises:
@@ -110,14 +107,16 @@ class Program:
             UnavailableError: (ENOSYS) this kernel or platform has no bpf(2).
             BPFError: something else, with its errno; EINVAL for a bad name or licence.
         """
-        text, lines = "", []
+        text = ""
+        lines: list[int] = []
         if isinstance(code, str):
+            from pykcm.bpf.assembler import translate
+
             text = code
-            assembly = assembler.translate(code, symbols)
-            code, lines = assembly.code, assembly.lines
+            code, lines = translate(code, symbols)
         elif symbols:
             raise TypeError("symbols are for text; the code is instructions already")
-        isa.decode(code)
+        isa.count(code)
         licence = license.encode()
         if len(licence) > _LICENSE_LIMIT or b"\0" in licence:
             raise BPFError(
@@ -125,12 +124,15 @@ class Program:
                 f"the licence has {len(licence)} bytes: up to {_LICENSE_LIMIT} and no NUL are "
                 "possible",
             )
-        if not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise BPFError(
                 errno.EINVAL,
-                f"the program's name {name[:40]!r} is not up to 15 letters, digits, '_' and '.'",
+                f"the program's name {name[:40]!r} is not up to {_NAME_LIMIT} letters, digits, "
+                "'_' and '.'",
             )
-        return cls(_load(bytes(code), licence, name, text, lines))
+        program = cls._closed()
+        program._fds.append(load(bytes(code), licence, name, text, lines, functions_take))
+        return program
 
     @classmethod
     def from_elf(cls, path: str | os.PathLike[str], section: str | None = None) -> Program:
@@ -143,12 +145,15 @@ class Program:
             section: the program's section; by default "socket", "socket_kcm" or "socket/…".
 
         Raises:
-            BPFError: the file can't be read (its errno), is no BPF object for this host (ENOEXEC),
-                has no such section or more than one (ENOENT, EINVAL), or has something in it that
-                pykcm does not support (EOPNOTSUPP): maps, global variables, functions elsewhere.
+            BPFError: the file can't be read (its errno), is not a BPF object for this host
+                (ENOEXEC), has no such section or more than one (ENOENT, EINVAL), or has something
+                in it that pykcm does not support (EOPNOTSUPP): maps, global variables, functions
+                elsewhere.
             UnavailableError: (ENOPKG) pyelftools is missing; (ENOSYS) no bpf(2).
             VerifierError, CapabilityError: as of `load`.
         """
+        from pykcm.bpf import elf
+
         found = elf.read(path, section)
         return cls.load(found.code, found.license, found.name)
 
@@ -159,22 +164,32 @@ class Program:
         (Before Linux 5.19 it needs what loading needs.)
 
         Raises:
-            BPFError: nothing is there (ENOENT), or no program (EINVAL, EACCES).
+            BPFError: nothing is there (ENOENT), or not a program (EINVAL, EACCES).
             CapabilityError: (EPERM) this process may not.
             UnavailableError: (ENOSYS) this kernel or platform has no bpf(2).
         """
         where = os.fspath(path)
-        result = _retried(lambda: lib.pykcm_bpf_get(_path(where)))
-        if result < 0:
-            raise _pin_error(-result, where, f"opening the pinned program {where}")
-        program = cls(result)
+        encoded = _path(where)
+        program = cls._closed()
         try:
-            kind = str(Path(f"/proc/self/fd/{result}").readlink())
+            program._fds.append(retried(_kernel.bpf_get, encoded))
+        except OSError as error:
+            what = f"opening the pinned program {where}"
+            raise _explain.explain(error, _explain.PIN, what=what, path=where) from error
+        try:
+            kind = os.readlink(f"/proc/self/fd/{program.fd}")
         except OSError:
             return program  # no /proc to ask; what the descriptor is shows when it is used
         if not kind.endswith("bpf-prog"):
             program.close()
-            raise BPFError(errno.EINVAL, f"{where} is no program but {kind}")
+            raise BPFError(errno.EINVAL, f"{where} is not a program but {kind}")
+        return program
+
+    @classmethod
+    def _closed(cls) -> Program:
+        """The owner of a descriptor that is to come: no line may lie between the two."""
+        program = cls.__new__(cls)
+        program._fds = []
         return program
 
     @property
@@ -184,9 +199,9 @@ class Program:
         Raises:
             ValueError: the Program is closed.
         """
-        if self._fd < 0:
+        if not self._fds:
             raise ValueError("the program is closed")
-        return self._fd
+        return self._fds[0]
 
     def fileno(self) -> int:
         """The descriptor, as `fd`."""
@@ -195,22 +210,21 @@ class Program:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._fd < 0
+        return not self._fds
 
     def close(self) -> None:
         """Close the descriptor.  A second call does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._fds:
+            os.close(self._fds.pop())
 
     @property
     def info(self) -> ProgramInfo:
         """What the kernel says about the program.
 
         Raises:
-            BPFError: the descriptor is none of a program.
+            BPFError: the descriptor is not a program's.
         """
-        raw = self._info()
+        raw, _ = self._info()
         return ProgramInfo(
             id=raw.id,
             type=raw.type,
@@ -225,31 +239,24 @@ class Program:
     def translated(self) -> bytes:
         """The instructions as the kernel rewrote them: context fields are offsets in its structs.
 
-        Empty for a process without CAP_BPF.
+        Empty for a process without CAP_BPF.  `disassemble` reads them, unless the kernel put in
+        what no program may have, its register r11.
 
         Raises:
-            BPFError: the descriptor is none of a program.
+            BPFError: the descriptor is not a program's.
         """
-        size = self._info().xlated_prog_len
-        if not size:
-            return b""
-        room = ffi.new("uint8_t[]", size)
-        self._info(room, size)
-        return bytes(ffi.buffer(room))
+        raw, _ = self._info()
+        code = self._info(raw.xlated_prog_len)[1]
+        return isa.encode([_as_loaded(each) for each in isa.decode(code)]) if code else b""
 
-    def _info(self, translated: Any = None, size: int = 0) -> Any:
-        """struct bpf_prog_info; the translated instructions go to where the caller wants them."""
-        raw = ffi.new("struct bpf_prog_info *")
-        if translated is not None:
-            raw.xlated_prog_insns = int(ffi.cast("uintptr_t", translated))
-            raw.xlated_prog_len = size
+    def _info(self, translated: int = 0) -> tuple[Any, bytes]:
+        """struct bpf_prog_info, and so many bytes of the translated instructions."""
         fd = self.fd
-        result = _retried(lambda: lib.pykcm_bpf_info(fd, raw))
-        if result == -errno.EPERM:
-            raise system.denied("asking about the BPF program")
-        if result < 0:
-            raise BPFError(-result, f"asking about the program of descriptor {fd} failed")
-        return raw
+        try:
+            return retried(_kernel.bpf_info, fd, translated)
+        except OSError as error:
+            what = f"asking about the program of descriptor {fd}"
+            raise _explain.explain(error, _explain.INFO, what=what) from error
 
     def run(self, data: bytes | bytearray | memoryview, repeat: int = 1) -> RunResult:
         """Run the program on data (BPF_PROG_TEST_RUN).
@@ -269,28 +276,13 @@ class Program:
             raise BPFError(
                 errno.EINVAL, f"a program is run 1 to {(1 << 32) - 1} times, not {repeat}"
             )
-        packet = _ETHERNET_HEADER + bytes(data)
-        result, duration = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        fd = self.fd
-        code = _retried(
-            lambda: lib.pykcm_bpf_run(fd, packet, len(packet), repeat, result, duration)
-        )
-        if code == -errno.EPERM:
-            raise system.denied("running the BPF program")
-        if code < 0:
-            size = len(packet) - len(_ETHERNET_HEADER)
-            raise BPFError(
-                -code,
-                f"running the program on {size} bytes failed"
-                + (
-                    ": the kernel takes 1 byte to a page less its own head and tail, some 3,500 "
-                    "bytes"
-                    if code == -errno.EINVAL
-                    else ""
-                ),
-            )
-        value = result[0]
-        return RunResult(value - (1 << 32) if value >> 31 else value, duration[0])
+        fd, content = self.fd, bytes(data)
+        try:
+            value, duration = retried(_kernel.bpf_run, fd, _ETHERNET_HEADER + content, repeat)
+        except OSError as error:
+            what = f"running the program on {len(content)} bytes"
+            raise _explain.explain(error, _explain.RUN, what=what) from error
+        return RunResult(value - (1 << 32) if value >> 31 else value, duration)
 
     def pin(self, path: str | os.PathLike[str]) -> None:
         """Keep the program under a path in a BPF file system, for other processes.
@@ -305,180 +297,51 @@ class Program:
             CapabilityError: (EPERM or EACCES) this process may not.
         """
         where = os.fspath(path)
-        fd = self.fd
-        result = _retried(lambda: lib.pykcm_bpf_pin(fd, _path(where)))
-        if result < 0:
-            raise _pin_error(-result, where, f"pinning the program to {where}")
+        fd, encoded = self.fd, _path(where)
+        try:
+            retried(_kernel.bpf_pin, fd, encoded)
+        except OSError as error:
+            what = f"pinning the program to {where}"
+            raise _explain.explain(error, _explain.PIN, what=what, path=where) from error
 
     def __enter__(self) -> Program:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+        if getattr(self, "_fds", None):
+            text = f"{self!r} was not closed"
+            self.close()  # first: the warning may be made an exception
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
-        return f"<pykcm.bpf.Program {'closed' if self._fd < 0 else f'fd={self._fd}'}>"
+        return f"<pykcm.bpf.Program {f'fd={self.fd}' if self._fds else 'closed'}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Program is a descriptor: it can be neither copied nor pickled")
 
 
-def _retried(call: Callable[[], int]) -> int:
-    """The result of a call that is made again for EINTR, and some times for EAGAIN."""
-    result = call()
-    attempts = 1
-    while result == -errno.EINTR or (result == -errno.EAGAIN and attempts < _ATTEMPTS):
-        attempts += 1
-        result = call()
-    return result
+def _is_name(name: str) -> bool:
+    """Whether the kernel takes a program's name (bpf_obj_name_cpy in kernel/bpf/syscall.c)."""
+    letters = "_" + name.replace(".", "_")  # what may follow the first letter of an identifier
+    return len(name) <= _NAME_LIMIT and letters.isascii() and letters.isidentifier()
 
 
-def _load(code: bytes, license: bytes, name: str, text: str, lines: list[int]) -> int:
-    """Load, at first without a log; only a refusal is worth writing one.  Returns a descriptor."""
-    kind = lib.BPF_PROG_TYPE_SOCKET_FILTER
-    count = len(code) // isa.SIZE
+def _as_loaded(instruction: isa.Instruction) -> isa.Instruction:
+    """Undo what jit_subprogs in kernel/bpf/verifier.c does to a call of the program's functions.
 
-    def attempt(log: Any = ffi.NULL, size: int = 0) -> int:
-        level = 1 if size else 0
-        return _retried(
-            lambda: lib.pykcm_bpf_load(kind, code, count, license, name.encode(), log, size, level)
-        )
-
-    result = attempt()
-    if result >= 0:
-        return result
-    if result == -errno.ENOSYS:
-        raise UnavailableError(errno.ENOSYS, "this kernel has no bpf(2)")
-    if result == -errno.EPERM and system.may_load():
-        # Before Linux 5.11 a program's memory counted against RLIMIT_MEMLOCK.
-        result = _with_locked_memory(attempt)
-        if result >= 0:
-            return result
-    log, outcome = b"", result
-    for size in _LOG_SIZES:
-        buffer = ffi.new("char[]", size)
-        outcome = attempt(buffer, size)
-        if outcome >= 0:
-            return outcome
-        # A second attempt may fail for another reason, a want of memory say, and leave no log.
-        written = ffi.string(buffer)
-        log = written if written.strip() else log
-        if outcome != -errno.ENOSPC:
-            break
-    if log:
-        whole = outcome != -errno.ENOSPC
-        raise _refusal(-result, log.decode("utf-8", "replace"), whole, code, text, lines)
-    if result == -errno.EPERM:
-        raise system.denied("loading the BPF program")
-    if result == -errno.E2BIG:
-        unprivileged = not system.capabilities() & {"CAP_BPF", "CAP_SYS_ADMIN"}
-        reason = (
-            f"a process without CAP_BPF may load {_UNPRIVILEGED_INSTRUCTIONS} at most"
-            if unprivileged and count > _UNPRIVILEGED_INSTRUCTIONS
-            else "it is too complex: the verifier gives up after a million instructions"
-        )
-        raise BPFError(errno.E2BIG, f"the program has {count} instructions: {reason}")
-    raise BPFError(-result, f"loading the program {name!r} of {count} instructions failed")
+    It moves the distance to the offset, and puts the function's number in its place.
+    """
+    if instruction.opcode == isa.CALL_IMM and instruction.src == isa.CALL_LOCAL:
+        return instruction._replace(imm=instruction.offset, offset=0)
+    return instruction
 
 
-def _with_locked_memory(attempt: Callable[[], int]) -> int:
-    """Try with no limit on locked memory, as far as this process may lift it; then restore it."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    infinity = resource.RLIM_INFINITY
-    for limit in ((infinity, infinity), (hard, hard)):
-        try:
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, limit)
-        except (OSError, ValueError):
-            continue
-        try:
-            return attempt()
-        finally:
-            # The hard limit can go down again, too.
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
-    return -errno.EPERM
-
-
-def _refusal(
-    number: int, log: str, whole: bool, code: bytes, text: str, lines: list[int]
-) -> VerifierError:
-    """The verifier's error, in the words of the log and of the user's own text."""
-    found = verifier.complaint(log)
-    reason = found.reason or "see the log"
-    if number == errno.E2BIG and not found.reason:  # before Linux 6.4 a log's end is cut off
-        reason = "it is too complex: the verifier gives up after a million instructions"
-    parts = [f"the verifier refused the program: {reason}"]
-    if found.slot is not None and found.slot < len(code) // isa.SIZE:
-        if text:
-            line = lines[found.slot]
-            parts.append(f"  at instruction {found.slot}, line {line} of the text:")
-            parts.append(f"    {text.split(chr(10))[line - 1].strip()}")
-        else:
-            parts.append(f"  at instruction {found.slot}:")
-            parts.append(f"    {disassemble_slot(code, found.slot)}")
-    parts.append("  in the verifier's words:")
-    parts += [f"    {line}" for line in found.excerpt]
-    if "bpf_probe_read" in log and not system.capabilities() & {"CAP_PERFMON", "CAP_SYS_ADMIN"}:
-        parts.append(
-            "  this process lacks CAP_PERFMON, which that helper needs: a process with CAP_BPF "
-            "and CAP_PERFMON must load this program; pin it and attach by path"
-        )
-    what = "the whole log" if whole else "16 MiB of the log, which is longer"
-    parts.append(f"  (the exception's attribute `log` has {what})")
-    return VerifierError(number, "\n".join(parts), log)
-
-
-def _path(path: str) -> bytes:
+def _path(path: str | os.PathLike[str]) -> bytes:
     """A path for the kernel."""
     encoded = os.fsencode(path)
     if not encoded or b"\0" in encoded:
-        raise BPFError(errno.EINVAL, f"{path!r} is no path")
+        raise BPFError(errno.EINVAL, f"{path!r} is not a path")
     return encoded
-
-
-def _pin_error(number: int, path: str, what: str) -> Exception:
-    if number == errno.ENOSYS:
-        return UnavailableError(number, "this kernel has no bpf(2)")
-    parent = Path(path).absolute().parent
-    if number == errno.EEXIST:
-        return BPFError(number, f"{what} failed: the path exists; remove it first to replace it")
-    if number == errno.ENOENT:
-        missing = "its directory does not exist" if not parent.is_dir() else "nothing is there"
-        return BPFError(number, f"{what} failed: {missing}")
-    if not _is_bpf_file_system(parent):
-        return BPFError(
-            number,
-            f"{what} failed: {parent} is not in a BPF file system; one is mounted by "
-            "`mount -t bpf bpf /sys/fs/bpf`",
-        )
-    if number == errno.EPERM:
-        if "." in Path(path).name:
-            return BPFError(number, f"{what} failed: a name with '.' is reserved to the kernel")
-        return system.denied(what)
-    return BPFError(number, f"{what} failed")
-
-
-def _is_bpf_file_system(directory: Path) -> bool:
-    """Whether a directory lies in a mounted BPF file system (/proc/self/mountinfo)."""
-    try:
-        device = directory.stat().st_dev
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True  # can't tell: the kernel's own word has to do
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in mounts.splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == wanted:
-            return rest.split()[0] == "bpf"
-    return False

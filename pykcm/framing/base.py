@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import errno
 import functools
-from collections.abc import Iterable
-from typing import Any, TypeAlias, TypeVar
 
-from pykcm import bpf
-from pykcm._offset import Strategy, find_strategy
 from pykcm.errors import FramingDefinitionError
-from pykcm.framing.steps import (
-    LARGEST_LENGTH,
-    Code,
-    IncompleteError,
-    Path,
-    Step,
-    Within,
-    check_integer,
-    explore_all,
-    follow_all,
-)
+from pykcm.framing.code import Code
+from pykcm.framing.field import IncompleteError, check_integer
+from pykcm.framing.search import function_argument
+from pykcm.framing.steps import LARGEST_LENGTH, Path, Step, Within, explore_all, follow_all
 
-#: What `measure` takes.
-Buffer: TypeAlias = "bytes | bytearray | memoryview"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, TypeAlias, TypeVar
+
+    from pykcm import bpf
+    from pykcm._offset import Strategy
+
+    #: What `measure` takes.
+    Buffer: TypeAlias = bytes | bytearray | memoryview
+
+    _Self = TypeVar("_Self", bound="Framing")
 
 #: The longest message, in bytes, of a framing that is given no other.
 DEFAULT_MAX_LENGTH = 1 << 20
-
-_Self = TypeVar("_Self", bound="Framing")
 
 
 class Framing(abc.ABC):
@@ -65,43 +61,56 @@ class Framing(abc.ABC):
         Its result is the message's length, 0 for "not enough to tell", -EMSGSIZE or -EBADMSG;
         and -EFAULT should the kernel refuse to show bytes that it says are there.
 
+        The text is made without asking the kernel, so that it can be had on every machine.
+
         Args:
             strategy: how the program learns where in the skb the message begins; None for what
-                is right on the running kernel.
-
-        Raises:
-            UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
+                is right on Linux 5.19 and later on 64-bit machines, `STRATEGIES["probe"]`.
+                `load` asks the running kernel.
         """
 
     def load(self, strategy: Strategy | None = None) -> bpf.Program:
         """The delineation program, loaded into the kernel; the caller closes it.
 
+        Args:
+            strategy: as of `assembly`; None for what is right on the running kernel.
+
         Raises:
             UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
             VerifierError, BPFError: the kernel refuses the program.
         """
-        return bpf.Program.load(_code(self, strategy), name="pykcm_framing")
+        from pykcm import _offset, bpf
 
+        if strategy is None:
+            strategy = _offset.find_strategy()
+        return bpf.Program.load(
+            _code(self, strategy),
+            name="pykcm_framing",
+            functions_take=function_argument(strategy.far_loads),
+        )
+
+    @abc.abstractmethod
     def replace(self: _Self, **changes: Any) -> _Self:
         """A copy with other arguments, as in `protocols.THRIFT_FRAMED.replace(max_length=4096)`.
 
         Raises:
             FramingDefinitionError: the new arguments do not fit together.
         """
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 @functools.lru_cache(maxsize=64)
-def _code(framing: Framing, strategy: Strategy | None) -> bytes:
+def _code(framing: Framing, strategy: Strategy) -> bytes:
     """The instructions, kept: a program is loaded for every connection that is attached."""
+    from pykcm import bpf
+
     return bpf.assemble(framing.assembly(strategy))
 
 
 class SteppedFraming(Framing):
     """A framing that is made of steps (pykcm.framing.steps).
 
-    The result of the steps is held to min_length and max_length.  Subclasses are frozen
-    dataclasses that give `steps`, and end their `__post_init__` with `_check`.
+    The result of the steps is held to min_length and max_length.  Subclasses are also a
+    `Value`, give the steps, and end their `__post_init__` with `_check`.
     """
 
     min_length: int
@@ -122,9 +131,6 @@ class SteppedFraming(Framing):
         if not all(within.holds(path) for path in explore_all(rule, Path())):
             rule += (within,)
         return (*rule, *self._make_checks())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "steps"}
 
     def _check(self) -> None:
         """Checks the limits, and that the rule can yield a length and never a wrong one."""
@@ -158,11 +164,12 @@ class SteppedFraming(Framing):
             return 0
 
     def assembly(self, strategy: Strategy | None = None) -> str:
-        if strategy is None:
-            strategy = find_strategy()
+        from pykcm._offset import PROBE
+
+        strategy = strategy or PROBE
         code = Code(strategy.far_loads)
         code.comment("r6: the skb; r7: where in it the message begins")
-        code.add(*(line.strip() for line in strategy.lines("r7").splitlines()))
+        code.add(*strategy.lines("r7").splitlines())
         code.comment("r8: the length so far")
         code.add("r8 = 0")
         for step in self.steps:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
-from pykcm import bpf
-from pykcm._offset import Strategy, find_strategy
 from pykcm.errors import FramingDefinitionError
-from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing
-from pykcm.framing.steps import LARGEST_LENGTH, check_integer
+from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing
+from pykcm.framing.field import check_integer
+from pykcm.framing.steps import LARGEST_LENGTH
+from pykcm.framing.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pykcm import bpf
+    from pykcm._offset import Strategy
+    from pykcm.framing.base import Buffer
 
 
-@dataclasses.dataclass(frozen=True, init=False)
-class CustomFraming(Framing):
+class CustomFraming(Value, Framing):
     """A delineation program in the caller's own assembly.
 
     The text is that of `pykcm.bpf.assemble`.  One line of it learns where in the skb the message
@@ -61,10 +65,12 @@ class CustomFraming(Framing):
         check_integer("max_length", max_length, 1, LARGEST_LENGTH)
         for name, value in symbols.items():
             check_integer(name, value, -(1 << 63), (1 << 64) - 1)
-        object.__setattr__(self, "text", text)
-        object.__setattr__(self, "max_length", max_length)
-        object.__setattr__(self, "rule", measure)
-        object.__setattr__(self, "symbols", tuple(sorted(symbols.items())))
+        self.__dict__.update(
+            text=text,
+            max_length=max_length,
+            rule=measure,
+            symbols=tuple(sorted(symbols.items())),
+        )
 
     def replace(self, **changes: Any) -> CustomFraming:
         """A copy with other arguments or symbols."""
@@ -91,9 +97,11 @@ class CustomFraming(Framing):
 
         Raises:
             AssemblyError: the text is no assembly.
-            UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
         """
-        return bpf.disassemble(bpf.assemble(self.text, **self._all_symbols(strategy)))
+        from pykcm import bpf
+        from pykcm._offset import PROBE
+
+        return bpf.disassemble(bpf.assemble(self.text, **self._all_symbols(strategy or PROBE)))
 
     def load(self, strategy: Strategy | None = None) -> bpf.Program:
         """The program, loaded into the kernel; the caller closes it.
@@ -103,10 +111,11 @@ class CustomFraming(Framing):
             UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
             VerifierError, BPFError: the kernel refuses the program.
         """
+        from pykcm import _offset, bpf
+
+        if strategy is None:
+            strategy = _offset.find_strategy()
         return bpf.Program.load(self.text, name="pykcm_custom", **self._all_symbols(strategy))
 
-    def _all_symbols(self, strategy: Strategy | None) -> dict[str, Any]:
-        return {
-            "message_offset": (strategy or find_strategy()).lines(),
-            **dict(self.symbols),
-        }
+    def _all_symbols(self, strategy: Strategy) -> dict[str, Any]:
+        return {"message_offset": strategy.lines(), **dict(self.symbols)}

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-
-from pykcm._offset import Strategy
 from pykcm.errors import FramingDefinitionError
-from pykcm.framing.base import DEFAULT_MAX_LENGTH, Buffer, Framing, SteppedFraming
-from pykcm.framing.steps import (
-    LARGEST_LENGTH,
-    Add,
-    ByteOrder,
-    Divisible,
-    Field,
-    Match,
-    Step,
-    check_integer,
-)
+from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing, SteppedFraming
+from pykcm.framing.field import Field, check_integer
+from pykcm.framing.steps import LARGEST_LENGTH, Add, Divisible, Match, Step
+from pykcm.framing.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pykcm import bpf
+    from pykcm._offset import Strategy
+    from pykcm.framing.base import Buffer
+    from pykcm.framing.field import ByteOrder
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class LengthField(SteppedFraming):
+class LengthField(Value, SteppedFraming):
     """A length field of 1 to 8 bytes at a fixed offset.
 
         message length = ((field & mask) >> shift) * multiplier + adjustment
@@ -125,15 +122,14 @@ class LengthField(SteppedFraming):
     def __repr__(self) -> str:
         derived = self._derived()
         shown = [f"offset={self.offset}", f"size={self.size}"]
-        for field in dataclasses.fields(self)[2:]:
-            value = getattr(self, field.name)
-            if value != derived.get(field.name, field.default):
-                shown.append(f"{field.name}={value!r}")
+        for name, default in list(self._fields.items())[2:]:
+            value = getattr(self, name)
+            if value != derived.get(name, default):
+                shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-@dataclasses.dataclass(frozen=True)
-class FixedLength(Framing):
+class FixedLength(Value, Framing):
     """Messages that are all of one length.
 
     Its program needs no offset: it loads and is right on every kernel, and for a process without
@@ -163,3 +159,9 @@ class FixedLength(Framing):
     def assembly(self, strategy: Strategy | None = None) -> str:
         """The delineation program; it is the same with every strategy."""
         return f"    r0 = {self.length}\n    exit\n"
+
+    def load(self, strategy: Strategy | None = None) -> bpf.Program:
+        """The delineation program, loaded into the kernel, which is not asked for a strategy."""
+        from pykcm._offset import NONE
+
+        return super().load(strategy or NONE)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-
 from pykcm.errors import FramingDefinitionError
 from pykcm.framing.base import DEFAULT_MAX_LENGTH, SteppedFraming
-from pykcm.framing.steps import (
-    LARGEST_HEADER,
-    LARGEST_SEARCH,
-    Add,
-    Case,
-    Field,
-    Find,
-    Step,
-    Switch,
-    Times,
-    check_integer,
-)
+from pykcm.framing.field import LARGEST_HEADER, Field, check_integer
+from pykcm.framing.search import LARGEST_SEARCH, Find
+from pykcm.framing.steps import Add, Case, Step, Switch, Times
+from pykcm.framing.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def leb128(offset: int = 0, max_bytes: int = 5) -> tuple[Step, ...]:
@@ -79,8 +72,7 @@ def _digit(end: int, left: int, at: int, first: int) -> tuple[Step, ...]:
     return (Switch(Field(at), (zero, Case(((0x31, 0x39),), digit))),)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout(SteppedFraming):
+class Layout(Value, SteppedFraming):
     """A framing put together from the steps of `pykcm.framing.steps`.
 
     Args:
@@ -95,19 +87,24 @@ class Layout(SteppedFraming):
     """
 
     title: str
-    rule: tuple[Step, ...] = dataclasses.field(repr=False)
+    rule: tuple[Step, ...]
     min_length: int = 1
     max_length: int = DEFAULT_MAX_LENGTH
 
     def __post_init__(self) -> None:
         self._check()
 
+    def __repr__(self) -> str:
+        return (
+            f"Layout(title={self.title!r}, min_length={self.min_length}, "
+            f"max_length={self.max_length})"
+        )
+
     def _make_steps(self) -> Iterable[Step]:
         return self.rule
 
 
-@dataclasses.dataclass(frozen=True)
-class Varint(SteppedFraming):
+class Varint(Value, SteppedFraming):
     """A LEB128 number that counts the bytes that follow it, as in protobuf's delimited streams.
 
     Args:
@@ -137,8 +134,7 @@ class Varint(SteppedFraming):
         return leb128(self.offset, self.max_bytes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Delimiter(SteppedFraming):
+class Delimiter(Value, SteppedFraming):
     """A message goes up to the first delimiter, which is part of it.
 
     The kernel looks for the delimiter from the message's first byte each time that more data

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from ci.guest import KERNEL_FAULT
 from ci.probe import obstacle
+from pykcm._faults import Watch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,22 +29,17 @@ def pytest_sessionstart() -> None:
         )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def kernel_log() -> Iterator[None]:
-    """Fail if the kernel complains of itself while the tests run."""
-    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        os.lseek(fd, 0, os.SEEK_END)
-        yield
-        lines = []
-        while True:
-            try:
-                lines.append(os.read(fd, 8192).decode("utf-8", "replace"))
-            except BlockingIOError:
-                break
-            except BrokenPipeError:  # lines were overwritten before they were read
-                continue
-        faults = [line for line in lines if KERNEL_FAULT.search(line)]
-        assert not faults, "the kernel complained:\n" + "".join(faults)
-    finally:
-        os.close(fd)
+@pytest.fixture(scope="session")
+def kernel() -> Iterator[Watch]:
+    watch = Watch()
+    assert not watch.blind, watch.blind
+    yield watch
+    watch.close()
+
+
+@pytest.fixture(autouse=True)
+def no_fault_of_the_kernel(kernel: Watch) -> Iterator[None]:
+    """Fail the test in which the kernel tells of a fault of its own."""
+    yield
+    told = kernel.faults()
+    assert not told, "the kernel told of a fault:\n" + "\n".join(told)

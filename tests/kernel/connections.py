@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pykcm
-from pykcm._draining import bytes_received, unparsed
+from pykcm._tcp import bytes_received, unparsed
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -88,7 +88,7 @@ def test_a_hundred_thousand_messages_while_transports_die() -> None:
     expected = sum(streams[sender].count for sender in survivors)
     size = COUNTER.size + sum(stream.count for stream in streams) + 1
     tallies = [mmap.mmap(-1, size) for _ in range(WORKERS)]
-    reports: dict[object, pykcm.TransportError] = {}
+    reports: dict[object, pykcm.Disconnection] = {}
 
     def total() -> int:
         return sum(COUNTER.unpack_from(tally)[0] for tally in tallies)
@@ -119,10 +119,10 @@ def test_a_hundred_thousand_messages_while_transports_die() -> None:
             begin(sender, None)
 
         def look() -> None:
-            for tcp, error in mux.disconnections():
-                reports[tcp] = error
-                if tcp in cut:
-                    begin(CONNECTIONS + cut.index(tcp), None)
+            for report in mux.disconnections():
+                reports[report.tcp] = report
+                if report.tcp in cut:
+                    begin(CONNECTIONS + cut.index(report.tcp), None)
 
         end = time.monotonic() + 8 * PATIENCE
         while time.monotonic() < end:

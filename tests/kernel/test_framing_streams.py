@@ -16,6 +16,7 @@ import pytest
 
 import pykcm
 from pykcm import _loopback, bpf, protocols
+from pykcm._offset import find_strategy
 from pykcm.framing import (
     CustomFraming,
     Delimiter,
@@ -25,7 +26,9 @@ from pykcm.framing import (
     LengthField,
     Varint,
 )
-from pykcm.framing.steps import LARGEST_SEARCH, Case, Field, Find, Switch
+from pykcm.framing.field import Field
+from pykcm.framing.search import LARGEST_SEARCH, Find
+from pykcm.framing.steps import Case, Switch
 from tests.protocol_streams import EDGES, STREAMS, messages
 
 SEED = 20240607
@@ -261,8 +264,9 @@ def test_fixed_length_needs_no_strategy() -> None:
         assert [kcm.recv() for _ in range(3)] == [b"abc", b"def", b"ghi"]
 
 
-def test_the_verifier_takes_the_longest_search() -> None:
-    """The most that any framing here asks of it; what it counts is in docs/framing.md."""
+def test_the_longest_search_is_cheap_to_verify() -> None:
+    """The most that any framing here asks of the verifier; its counts are in docs/framing.md."""
     rule = (Switch(Field(0), (Case(((0, 9),), (Find(b"12345678", LARGEST_SEARCH),)),)),)
     with Layout("search", rule, min_length=100).load() as program:
-        assert program.info.verified_instructions < 1_000_000
+        most = 10_000 if find_strategy().far_loads else 120_000
+        assert program.info.verified_instructions < most

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 import pykcm
-from pykcm import _features, _kernel, _loopback, bpf
+from pykcm import _kernel, _loopback, _trials, bpf
+from pykcm._binding import lib
 from pykcm.cli.demo import DOCUMENTED
 from pykcm.errors import AttachError, KCMOSError, MessageTruncated
 
@@ -133,7 +134,7 @@ def test_the_kernel_clones_without_close_on_exec(kcm: pykcm.KCMSocket) -> None:
     import fcntl
 
     request = bytearray(4)
-    fcntl.ioctl(kcm.fileno(), pykcm._binding.lib.SIOCKCMCLONE, request)
+    fcntl.ioctl(kcm.fileno(), lib.SIOCKCMCLONE, request)
     fd = int.from_bytes(request, sys.byteorder)
     try:
         assert not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
@@ -267,7 +268,7 @@ class TestReceiveBuffer:
             with pytest.raises(AttachError) as info:
                 kcm.attach(near, framing)
             assert info.value.errno == errno.ENOBUFS
-            kcm.attach(near, framing, any_buffer=True)
+            kcm.attach(near, framing, allow_small_buffer=True)
 
     def test_attach_makes_room_after_much_has_come(self, kcm: pykcm.KCMSocket, tcp: Pair) -> None:
         """Long segments before the attach make the kernel think that little overhead is needed."""
@@ -305,7 +306,7 @@ class TestTruncation:
         kcm.attach(near, FRAMING)
         kcm.max_message_size = 10
         far.sendall(message(b"0123456789") + message(b"short"))
-        if kcm.type == socket.SOCK_SEQPACKET and _features.seqpacket_keeps_the_rest():
+        if kcm.type == socket.SOCK_SEQPACKET and _trials.seqpacket_keeps_the_rest():
             assert kcm.recv() == message(b"0123456789")
             return
         with pytest.raises(MessageTruncated) as info:

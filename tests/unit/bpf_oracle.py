@@ -20,38 +20,52 @@ from typing import Literal
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from pykcm._binding import ffi, lib
+from pykcm import _explain, _kernel
 
 _VERSIONS = ("22", "19")
 _TABLE = Path(__file__).with_name("rfc9669.tsv")
 
 
 @functools.cache
-def _load(code: str) -> int:
-    """The errno of loading a program, given in hexadecimal so that no assembler is trusted."""
-    data = bytes.fromhex(code)
-    fd = lib.pykcm_bpf_load(1, data, len(data) // 8, b"GPL", b"", ffi.NULL, 0, 0)
-    if fd >= 0:
-        os.close(fd)
-    return max(-fd, 0)
+def _load(code: str) -> OSError | None:
+    """What loading a program raises, given in hexadecimal so that no assembler is trusted."""
+    try:
+        os.close(_kernel.bpf_load(bytes.fromhex(code), b"GPL", b""))
+    except OSError as error:
+        return error
+    return None
+
+
+def _is_refused(*codes: str) -> bool:
+    """Whether the verifier does not know one of the instructions."""
+    errors = [_load(_SET_R0 + code + _EXIT) for code in codes]
+    return sys.byteorder == "little" and errno.EINVAL in [error and error.errno for error in errors]
+
+
+def _obstacle() -> str:
+    """Why this process can't load the programs that the tests load; "" if it can."""
+    held = _explain.capabilities()
+    if "CAP_SYS_ADMIN" not in held and not {"CAP_BPF", "CAP_PERFMON"} <= held:
+        return "loading the programs requires root, or CAP_BPF and CAP_PERFMON"
+    error = _load(_SET_R0 + _EXIT) if sys.byteorder == "little" else None
+    if error is None or error.errno not in (errno.EPERM, errno.ENOSYS):
+        return ""
+    return str(_explain.explain(error, _explain.LOAD, what="loading a program", count=2))
 
 
 _SET_R0, _EXIT = "b700000000000000", "9500000000000000"
 # gotol +0; r0 = (s8)r0: Linux 6.1's stable releases have the first but not the second.
 _V4 = ("0600000000000000", "bf00080000000000")
+# *(u64 *)(r10 - 8) = 0; r0 = xchg_64(r10 - 8, r0): what is older has the atomic addition alone.
+_ATOMIC = "7a0af8ff00000000" + "db0af8ffe1000000"
 
-needs_bpf = pytest.mark.skipif(
-    sys.byteorder == "little" and _load(_SET_R0 + _EXIT) in (errno.EPERM, errno.ENOSYS),
-    reason="this process may not use bpf(2), or this kernel has none",
-)
+needs_bpf = pytest.mark.skipif(_obstacle() != "", reason=_obstacle())
 needs_v4 = pytest.mark.skipif(
-    sys.byteorder == "little" and errno.EINVAL in [_load(_SET_R0 + new + _EXIT) for new in _V4],
+    _is_refused(*_V4),
     reason="this kernel lacks the instructions of -mcpu=v4: it is older than 6.6",
 )
-# *(u64 *)(r10 - 8) = 0; r0 = xchg_64(r10 - 8, r0): what is older has the atomic addition alone.
-_ATOMIC = ("7a0af8ff00000000", "db0af8ffe1000000")
 needs_atomics = pytest.mark.skipif(
-    sys.byteorder == "little" and _load("".join((_SET_R0, *_ATOMIC, _EXIT))) == errno.EINVAL,
+    _is_refused(_ATOMIC),
     reason="this kernel lacks the atomic instructions: it is older than 5.12",
 )
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pykcm.bpf import assemble, disassemble, instructions
+from pykcm.bpf import _instructions, assemble, disassemble
 from pykcm.errors import AssemblyError
 
 VARIANTS = [
@@ -51,6 +51,7 @@ VARIANTS = [
     ("call bpf_probe_read_kernel", "call 113"),
     ("call bpf_probe_read_kernel#113", "call 113"),
     ("call unknown#9999", "call 9999"),
+    ("call unknown#-5", ".quad 0xfffffffb00000085"),  # as in what the kernel rewrote
     ("call pc+0\nexit", "call f\nf: exit"),
     ("r1 = code_addr(f)\nf: exit", "r1 = code_addr(+1)\nexit"),
     # Jumps and labels.
@@ -107,6 +108,7 @@ ERRORS = [
     ("call pc+3", 1, 8, "the jump leaves the program"),
     ("r0 = bogus  # a comment", 1, 6, "found 'bogus'"),
     ("call 0x80000000", 1, 6, "the helper's number is out of range"),
+    ("call unknown#0x80000000", 1, 14, "the helper's number is out of range"),
     # Shapes.
     ("r0 = *(u64 *)skb[0]", 1, 8, "expected u8, u16 or u32, found 'u64'"),
     ("r1 = *(u32 *)skb[0]", 1, 1, "r0: a packet load always loads r0"),
@@ -141,6 +143,7 @@ ERRORS = [
     ("CONST: exit", 1, 1, "the label CONST has the name of a symbol"),
     ("call nothing", 1, 6, "nothing is neither a label nor a known helper"),
     ("call bpf_redirect#113", 1, 19, "helper 113 is not bpf_redirect"),
+    ("(bf) (bf) r0 = r1", 1, 6, "expected an instruction, found '('"),
     ("(61) r0 = 0", 1, 2, "(61) is not the opcode of the instruction after it"),
     ("r0 = 1 /* never closed\nexit", 1, 8, "the comment has no end"),
     # Symbols.
@@ -234,6 +237,13 @@ def test_a_macro_may_jump_out_and_may_use_macros() -> None:
     )
 
 
+def test_macros_in_macros_have_a_limit() -> None:
+    macros = {f"M{number}": f"$dst = M{number + 1}" for number in range(2000)}
+    assert assemble("r1 = M1951", **macros, M2000="$dst = 1") == assemble("r1 = 1")
+    with pytest.raises(AssemblyError, match="used in macros more than 50 deep"):
+        assemble("r1 = M1950", **macros, M2000="$dst = 1")
+
+
 @pytest.mark.parametrize("name", ["r1", "goto", "skb", "u8", "be16", "a b", "1x", "é"])
 def test_a_symbol_needs_a_name_that_text_can_use(name: str) -> None:
     with pytest.raises(AssemblyError, match="a symbol can't be named"):
@@ -250,7 +260,7 @@ def test_only_text_and_symbols_of_the_right_types_are_taken() -> None:
 def test_a_million_lines_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssemblyError, match="line 1000001: the text has 1000000 lines"):
         assemble("r0 = 0\n" * 1_000_000)
-    monkeypatch.setattr(instructions, "MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(_instructions, "MAX_INSTRUCTIONS", 1000)
     assemble("; ".join(["r0 = 0 ll"] * 500))
     with pytest.raises(AssemblyError, match="line 1, column 1: the program is longer than 1000 "):
         assemble("; ".join(["r0 = 0 ll"] * 501))
@@ -274,6 +284,12 @@ function_12:
     r0 = be16 r0
     goto function_12
 """
+    assert disassemble(assemble(text)) == text
+
+
+def test_a_translated_call_is_disassembled() -> None:
+    """Its immediate is a signed distance."""
+    text = "    call unknown#-69024\n    call 2043456\n    exit\n"
     assert disassemble(assemble(text)) == text
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from pykcm.bpf import disassemble, helpers
+from pykcm.bpf import _helpers, disassemble
 from pykcm.bpf.assembler import translate
 from tests.unit.bpf_oracle import Row, llvm_assemble, llvm_version, table
 
@@ -81,7 +81,7 @@ def test_the_offset_into_a_maps_value_is_the_second_immediate() -> None:
 
 def test_the_helpers_are_those_of_the_kernels_headers() -> None:
     # Numbers are part of the kernel's interface: these were given in 3.18, 4.10, 5.5 and 5.5.
-    names = helpers.by_name()
+    names = _helpers.by_name()
     assert names["bpf_map_lookup_elem"] == 1
     assert names["bpf_skb_load_bytes"] == 26
     assert names["bpf_probe_read_user"] == 112

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import fcntl
@@ -14,15 +15,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from pykcm import bpf
+from pykcm import Framing, _explain, _kernel, bpf, protocols
 from pykcm._binding import lib
-from pykcm.bpf import Program, program, system, verifier
+from pykcm._offset import PROBE
+from pykcm.bpf import Program, _load, _verifier
 from pykcm.errors import (
     AssemblyError,
     BPFError,
@@ -47,6 +51,20 @@ def no_descriptor_leaks() -> Iterator[None]:
     yield
     gc.collect()
     assert descriptors() == before
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A BPF file system of the test's own."""
+    directory = tmp_path / "bpffs"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "bpf", "bpf", str(directory)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no BPF file system can be mounted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
 
 
 # ---- running ----
@@ -118,6 +136,16 @@ def test_info_and_translated_instructions() -> None:
         with Program.load(RETURN_0) as other:
             assert other.info.id != info.id
             assert other.info.tag != info.tag
+
+
+@pytest.mark.parametrize("framing", [protocols.DNS, protocols.RESP], ids=["DNS", "RESP"])
+def test_what_the_kernel_makes_of_a_framing_is_disassembled(framing: Framing) -> None:
+    """Calls, packet loads, context fields: and the text assembles to the same again."""
+    with framing.load(PROBE) as loaded:
+        code = loaded.translated()
+    text = bpf.disassemble(code)
+    assert text.count("    call ") > 1
+    assert bpf.assemble(text) == code
 
 
 # ---- errors of loading ----
@@ -218,7 +246,7 @@ LOGS = [
 
 @pytest.mark.parametrize(("log", "reason", "slot"), LOGS)
 def test_logs_of_other_kernels(log: str, reason: str, slot: int | None) -> None:
-    found = verifier.complaint(log)
+    found = _verifier.complaint(log)
     assert (found.reason, found.slot) == (reason, slot)
 
 
@@ -256,7 +284,7 @@ class Kernel:
         self.results = {name: list(values) for name, values in results.items()}
         self.real = lib
         self.limits: list[tuple[int, int]] = []
-        monkeypatch.setattr(program, "lib", self)
+        monkeypatch.setattr(_kernel, "lib", self)
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.results:
@@ -271,10 +299,51 @@ class Kernel:
         return call
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN])
+def test_a_load_that_fails_after_the_verifier_is_not_called_its_refusal(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    class AtTheEnd(Kernel):
+        def pykcm_bpf_load(self, *arguments: Any) -> int:
+            os.close(self.real.pykcm_bpf_load(*arguments))  # the log is written by then
+            return -number
+
+    AtTheEnd(monkeypatch)
+    with pytest.raises(BPFError, match="loading the program 'pykcm' of 2 instructions") as failed:
+        Program.load(RETURN_0)
+    assert type(failed.value) is BPFError
+    assert failed.value.errno == number
+    assert "verifier" not in str(failed.value)
+
+
+def test_want_of_a_descriptor_is_explained(bpffs: Path) -> None:
+    with Program.load(RETURN_0) as loaded:
+        loaded.pin(bpffs / "program")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    held: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for call, argument in (
+            (Program.load, RETURN_0),
+            (Program.from_pin, str(bpffs / "program")),
+        ):
+            with pytest.raises(BPFError, match="no descriptor left; close some") as failed:
+                call(argument)
+            assert type(failed.value) is BPFError
+            assert failed.value.errno == errno.EMFILE
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_what_is_known_of_a_log_survives_a_failure_to_get_all_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(program, "_LOG_SIZES", (300, 1 << 20))
+    monkeypatch.setattr(_load, "_LOG_SIZES", (300, 1 << 20))
     Kernel(monkeypatch, pykcm_bpf_load=[None, None, -errno.ENOMEM])
     with pytest.raises(VerifierError) as refused:
         Program.load("r0 = 0\n" * 1000 + "r0 = r5\nexit")
@@ -293,7 +362,7 @@ def test_what_is_known_of_a_log_survives_a_failure_to_get_all_of_it(
 def test_a_program_too_big_without_a_log(
     monkeypatch: pytest.MonkeyPatch, held: set[str], count: int, words: str
 ) -> None:
-    monkeypatch.setattr(system, "capabilities", lambda: frozenset(held))
+    monkeypatch.setattr(_explain, "capabilities", lambda: frozenset(held))
     Kernel(monkeypatch, pykcm_bpf_load=[-errno.E2BIG] * 3)
     with pytest.raises(BPFError, match=words) as refused:
         Program.load("r0 = 0\n" * (count - 1) + "exit")
@@ -310,7 +379,8 @@ def test_loading_is_tried_again_when_the_kernel_asks_for_it(
 
 
 def test_a_kernel_that_asks_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    Kernel(monkeypatch, pykcm_bpf_load=[-errno.EAGAIN] * 1000)
+    results = [-errno.EINTR] * 200 + [-errno.EAGAIN] * 1000
+    Kernel(monkeypatch, pykcm_bpf_load=results)
     with pytest.raises(BPFError) as caught:
         Program.load(RETURN_0)
     assert caught.value.errno == errno.EAGAIN
@@ -326,7 +396,7 @@ def test_locked_memory_is_raised_for_a_kernel_that_counts_it_and_only_then(
     Program.load(RETURN_0).close()
     assert modern.limits == [before]
     monkeypatch.undo()
-    monkeypatch.setattr(system, "may_load", lambda: True)
+    monkeypatch.setattr(_explain, "may_load", lambda: True)
     old = Kernel(monkeypatch, pykcm_bpf_load=[-errno.EPERM])
     Program.load(RETURN_0).close()
     assert old.limits[0] == before
@@ -358,9 +428,9 @@ def test_a_kernel_without_bpf_is_unavailable(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_refusal_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, held: set[str], setting: str, words: str
 ) -> None:
-    monkeypatch.setattr(system, "capabilities", lambda: frozenset(held))
-    monkeypatch.setattr(system, "_unprivileged_disabled", lambda: setting)
-    monkeypatch.setattr(system, "_initial_user_namespace", lambda: True)
+    monkeypatch.setattr(_explain, "capabilities", lambda: frozenset(held))
+    monkeypatch.setattr(_explain, "_unprivileged_disabled", lambda: setting)
+    monkeypatch.setattr(_explain, "_read", lambda path: "")
     Kernel(monkeypatch, pykcm_bpf_load=[-errno.EPERM] * 100)
     with pytest.raises(CapabilityError) as caught:
         Program.load(RETURN_0)
@@ -381,7 +451,7 @@ def without_capabilities(script: str) -> str:
     return result.stdout
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to drop its capabilities")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="requires root, to drop its capabilities")
 
 
 @needs_root
@@ -389,9 +459,9 @@ def test_a_process_without_capabilities_is_refused_with_the_reason() -> None:
     output = without_capabilities(
         """
 from pykcm import bpf
-from pykcm.bpf import system
+from pykcm import _explain
 from pykcm.errors import CapabilityError, VerifierError
-assert not system.capabilities()
+assert not _explain.capabilities()
 try:
     bpf.Program.load("r1 = r10; r1 += -8; r2 = 8; r3 = 0; call bpf_probe_read_kernel; exit")
 except (CapabilityError, VerifierError) as error:  # the latter if anybody may load filters
@@ -433,11 +503,81 @@ def test_the_descriptor_is_close_on_exec_and_closed_by_the_block() -> None:
             use()
 
 
+class Struck(Exception):  # noqa: N818
+    """An exception that may come at any line, as a signal handler's may."""
+
+
+def struck_at(number: int, call: Callable[[], object]) -> bool:
+    """Make a call; whether it got to so many lines of pykcm that an exception struck."""
+    left = number
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_name == "__del__":
+            return None  # what is raised there reaches nobody
+        if event == "line" and "/pykcm/" in frame.f_code.co_filename:
+            left -= 1
+            if left == -1:
+                raise Struck
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Struck:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore:.*was not closed:ResourceWarning")
+@pytest.mark.parametrize("way", ["load", "from_pin", "close"])
+def test_an_exception_at_any_line_leaves_no_descriptor_open(way: str, bpffs: Path) -> None:
+    def load() -> None:
+        Program.load(code).close()
+
+    def from_pin() -> None:
+        Program.from_pin(bpffs / "program").close()
+
+    code = bpf.assemble(RETURN_0)
+    with Program.load(code) as pinned:
+        pinned.pin(bpffs / "program")
+    before = descriptors()
+    for line in range(1000):
+        loaded = Program.load(code)
+        if way != "close":
+            loaded.close()
+        struck = struck_at(line, {"load": load, "from_pin": from_pin, "close": loaded.close}[way])
+        loaded.close()
+        gc.collect()
+        assert descriptors() == before, line
+        if not struck:
+            break
+    assert 1 < line < 999
+
+
 def test_a_forgotten_program_warns_and_is_closed() -> None:
     loaded = Program.load(RETURN_0)
     with pytest.warns(ResourceWarning, match="was not closed"):
         del loaded
         gc.collect()
+
+
+def test_a_forgotten_program_is_closed_where_warnings_are_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: seen.append(error.exc_type))
+    before = descriptors()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = Program.load(RETURN_0)
+        del loaded
+        gc.collect()
+    assert descriptors() == before
+    assert seen == [ResourceWarning]
 
 
 def test_a_program_can_be_neither_copied_nor_pickled() -> None:
@@ -459,7 +599,7 @@ def test_a_descriptor_that_is_no_programs_is_an_error() -> None:
 
 def test_a_pin_that_is_no_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     Kernel(monkeypatch, pykcm_bpf_get=[os.open("/dev/null", os.O_RDONLY)])
-    with pytest.raises(BPFError, match="/pin is no program but /dev/null"):
+    with pytest.raises(BPFError, match="/pin is not a program but /dev/null"):
         Program.from_pin("/pin")
 
 
@@ -510,20 +650,6 @@ def test_ten_thousand_loads_leave_nothing_behind() -> None:
 # ---- pins ----
 
 
-@pytest.fixture
-def bpffs(tmp_path: Path) -> Iterator[Path]:
-    """A BPF file system of the test's own."""
-    directory = tmp_path / "bpffs"
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "bpf", "bpf", str(directory)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no BPF file system can be mounted here: {mounted.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", str(directory)], check=True)
-
-
 def test_a_pinned_program_outlives_its_loader(bpffs: Path) -> None:
     path = bpffs / "program"
     with Program.load("r0 = 7\nexit", name="pinned") as loaded:
@@ -571,7 +697,7 @@ def test_pins_outside_a_bpf_file_system_are_explained(tmp_path: Path) -> None:
         with pytest.raises(BPFError, match="is not in a BPF file system; one is mounted by"):
             loaded.pin(tmp_path / "program")
         for path in ("", "a\0b"):
-            with pytest.raises(BPFError, match="is no path"):
+            with pytest.raises(BPFError, match="is not a path"):
                 loaded.pin(path)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BPFError, match="is not in a BPF file system"):

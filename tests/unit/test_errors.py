@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 
-import pykcm
 from pykcm import errors
 
 EXAMPLES = [
@@ -16,10 +15,10 @@ EXAMPLES = [
     errors.CapabilityError(errno.EPERM, "why"),
     errors.Disconnected(errno.EPIPE, "why"),
     errors.UnavailableError(errno.EAFNOSUPPORT, "why"),
-    errors.MessageTruncated(errno.EMSGSIZE, "why", b"begin", [b"whole"], [b"other"]),
+    errors.MessageTruncated(errno.EMSGSIZE, "why", b"begin"),
     errors.VerifierError(errno.EACCES, "why", "the log"),
     errors.FramingError(errno.EBADMSG, "why"),
-    pykcm.TransportError(errno.EMSGSIZE, "why", pykcm.Reason.OVERSIZE, 7),
+    errors.BPFError(errno.EMFILE, "why"),
 ]
 
 

@@ -11,13 +11,13 @@ import pytest
 from pykcm._offset import NONE
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import Delimiter, FixedLength, Framing, Layout, LengthField, Varint
+from pykcm.framing.field import Field
+from pykcm.framing.search import Find
 from pykcm.framing.steps import (
     LARGEST_LENGTH,
     Add,
     Case,
     Divisible,
-    Field,
-    Find,
     Match,
     RoundUp,
     Step,
@@ -26,6 +26,7 @@ from pykcm.framing.steps import (
     Within,
 )
 from pykcm.framing.variable import decimal, leb128
+from tests.unit.bpf_oracle import needs_bpf
 
 # The arguments of a LengthField, a header, and the message's length.
 LENGTHS: list[tuple[dict[str, Any], bytes, int]] = [
@@ -341,6 +342,7 @@ RULES: list[tuple[tuple[Step, ...], bytes, int]] = [
 ]
 
 
+@needs_bpf
 @pytest.mark.parametrize(("rule", "header", "expected"), RULES)
 def test_rule(rule: tuple[Step, ...], header: bytes, expected: int) -> None:
     framing = Layout("by hand", rule)
@@ -354,6 +356,7 @@ def test_rule(rule: tuple[Step, ...], header: bytes, expected: int) -> None:
         assert program.run(header) == expected
 
 
+@needs_bpf
 def test_the_longest_length_of_all() -> None:
     framing = LengthField(max_length=LARGEST_LENGTH)
     header = (LARGEST_LENGTH - 4).to_bytes(4, "big")
@@ -376,6 +379,7 @@ def test_the_program_for_a_host_of_the_other_order(
     assert ("le64" in Delimiter(b"ab").assembly(NONE)) == (order == "big")
 
 
+@needs_bpf
 def test_a_search_waits_for_no_more_than_the_longest_message() -> None:
     rule = (Switch(Field(0), (Case((0x2B,), (Find(b"\n", 5000),)),)),)
     framing = Layout("x", rule, max_length=100)

@@ -12,6 +12,7 @@ from pykcm import protocols
 from pykcm._offset import NONE, STRATEGIES
 from pykcm.bpf import Program
 from pykcm.framing import CustomFraming, LengthField
+from tests.unit.bpf_oracle import needs_bpf
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "framing.md").read_text("utf-8")
 
@@ -34,6 +35,7 @@ def test_what_is_left_out() -> None:
         assert f"- {name}: {why}\n" in DOCUMENT
 
 
+@needs_bpf
 def test_the_program_by_hand() -> None:
     (example,) = (
         block

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ci import guest, jobs, matrix
-from ci.kernels import SERIES, Kernel, KernelUnavailableError
+from ci import built, guest, jobs, kernels, matrix
+from ci.kernels import Kernel, KernelUnavailableError
 
 Outcome = dict[str, Any]
 
@@ -114,6 +114,11 @@ def test_deviations_skips_and_failures_are_told_with_their_reason(column: matrix
 Runs = Callable[..., None]
 
 
+def kernel(asked: str) -> Kernel:
+    release = f"{asked}.0" if asked[0].isdigit() else "6.18.0-mine"
+    return Kernel(asked, release, Path("image"), Path("modules"), uml=asked == "5.10")
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     """Say what a run of each kernel leaves: an exit status, and how many tests."""
@@ -121,9 +126,9 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.setattr(matrix, "ROOT", tmp_path)
     monkeypatch.setattr(matrix, "REPORTS", reports)
     monkeypatch.setattr(matrix, "DOCUMENT", tmp_path / "docs" / "kernels.md")
-    monkeypatch.setattr(matrix, "SERIES", {name: SERIES[name] for name in ("6.1", "7.2")})
+    monkeypatch.setattr(matrix, "MATRIX", ("6.1", "7.2"))
     monkeypatch.setattr("sys.argv", ["ci/matrix"])
-    monkeypatch.setattr(matrix, "fetch", lambda series: Kernel(tmp_path, tmp_path, f"{series}.0"))
+    monkeypatch.setattr(built, "kernel", kernel)
 
     def say(**left: tuple[int, list[str]]) -> None:
         def run(todo: list[jobs.Job], at_once: int) -> list[int]:
@@ -145,9 +150,62 @@ def test_a_whole_matrix(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixtur
     runs()
     assert matrix.main() == 0
     assert "every check passed" in capsys.readouterr().out
-    written = (tmp_path / "docs" / "kernels.md").read_text(encoding="utf-8")
+    written = (tmp_path / "reports" / "kernels.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "docs").exists()
     assert "| test_a.TestB.test_one | pass | pass |" in written
     assert "| `uname -r` | 6.1.0 | 7.2.0 |" in written
+
+
+def test_all_series_are_those_of_the_archive_and_make_the_document(
+    runs: Runs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["5.10", "6.1", "6.1-rt", "6.12", "6.12-rt", "7.2", "7.2-rt", "7.3", "7.3-rt"]
+    monkeypatch.setattr(kernels.ARCHIVE, "_found", dict.fromkeys(names, "linux-image"))
+    monkeypatch.setattr("sys.argv", ["ci/matrix", "--all"])
+    runs()
+    assert matrix.main() == 0
+    written = (tmp_path / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert f"| check | {' | '.join(names)} |" in written
+    assert "and 2 checks that passed on all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "columns"),
+    [
+        ([], ["6.1", "7.2"]),
+        (["--kernel", "6.19", "--kernel", "6.12-rt"], ["6.19", "6.12-rt"]),
+        (["--kernel", "."], ["6.1", "7.2", "6.18.0-mine"]),
+        (["--kernel", ".", "--kernel", "6.1"], ["6.1", "6.18.0-mine"]),
+        (["--rt"], ["6.1", "7.2", "7.3-rt"]),
+    ],
+)
+def test_columns(
+    arguments: list[str],
+    columns: list[str],
+    runs: Runs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels.ARCHIVE, "_found", dict.fromkeys(["6.1", "7.2-rt", "7.3-rt"], ""))
+    monkeypatch.setattr("sys.argv", ["ci/matrix", *arguments])
+    runs()
+    assert matrix.main() == 0
+    written = (tmp_path / "reports" / "kernels.md").read_text(encoding="utf-8")
+    assert f"| check | {' | '.join(columns)} |" in written
+
+
+def test_a_kernel_that_is_not_there_is_refused_at_once(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ci/matrix", "--kernel", "6.1", "--kernel", "typo"])
+    with pytest.raises(SystemExit):
+        matrix.main()
+    assert "--kernel typo: no series, such as 6.12 or 7.3-rt, and no such file" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,6 +213,7 @@ def test_a_whole_matrix(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (guest.GUEST_FAILED, [], "kernel 7.2 did not boot"),
         (guest.TIMED_OUT, [], "kernel 7.2 was not done after"),
+        (guest.KERNEL_FAULTED, ["test_one"], "kernel 7.2 told of a fault of its own"),
         (0, [], "kernel 7.2 left no readable selftest-7.2.json and kernel-7.2.xml"),
         (1, ["test_one"], "kernel 7.2 has checks that failed"),
         (0, ["test_two"], "kernel 7.2 did not run test_a.TestB.test_one"),
@@ -181,11 +240,11 @@ def test_the_reports_of_an_earlier_run_do_not_count(
 def test_a_kernel_that_can_not_be_had_is_a_failure(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fetch(series: str) -> Kernel:
+    def unavailable(asked: str) -> Kernel:
         raise KernelUnavailableError("no archive answers")
 
     runs()
-    monkeypatch.setattr(matrix, "fetch", fetch)
+    monkeypatch.setattr(built, "kernel", unavailable)
     assert matrix.main() == 1
     out = capsys.readouterr().out
     assert "kernel 6.1 could not be had: no archive answers" in out
@@ -201,9 +260,8 @@ def test_kernels_at_once_share_the_cpus(
     runs: Runs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(matrix, "SERIES", SERIES)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    command = matrix.command(series, [], at_once)
+    command = matrix.command(matrix.Column(series, kernel(series)), [], at_once)
     if cpus is None or series == "5.10":
         assert "--cpus" not in command
     else:

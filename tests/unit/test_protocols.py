@@ -12,6 +12,7 @@ from pykcm._offset import NONE
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import Framing
 from tests.protocol_streams import STREAMS
+from tests.unit.bpf_oracle import needs_bpf
 
 # Protocol, where the bytes come from, the beginning of a message in hexadecimal, its length.
 # Where the specification gives no example of a whole message, the bytes are written by its field
@@ -129,6 +130,7 @@ SAMPLES: list[tuple[str, str, str, int]] = [
 ]
 
 
+@needs_bpf
 @pytest.mark.parametrize(("name", "source", "sample", "length"), SAMPLES)
 def test_sample(name: str, source: str, sample: str, length: int) -> None:
     data = bytes.fromhex(sample)
@@ -225,6 +227,7 @@ REFUSED: list[tuple[str, str, int]] = [
 ]
 
 
+@needs_bpf
 @pytest.mark.parametrize(("name", "header", "error"), REFUSED)
 def test_refused(name: str, header: str, error: int) -> None:
     framing, data = protocols.ALL[name].framing, bytes.fromhex(header)

@@ -10,12 +10,13 @@ import sys
 import pytest
 
 import pykcm
-from pykcm import _features, statistics
+from pykcm import _binding, statistics
+from pykcm._explain import OPEN, explain
 
 
 def has_kcm() -> bool:
     try:
-        socket.socket(pykcm._binding.lib.AF_KCM, socket.SOCK_DGRAM).close()
+        socket.socket(_binding.lib.AF_KCM, socket.SOCK_DGRAM).close()
     except OSError:
         return False
     return True
@@ -23,7 +24,7 @@ def has_kcm() -> bool:
 
 def test_a_kernel_without_kcm() -> None:
     if has_kcm():
-        error = _features.explain_open(OSError(errno.EAFNOSUPPORT, "Address family not supported"))
+        error = explain(OSError(errno.EAFNOSUPPORT, "not supported"), OPEN)
     else:
         with pytest.raises(pykcm.UnavailableError) as info:
             pykcm.KCMSocket()
@@ -37,7 +38,7 @@ def test_a_kernel_without_kcm() -> None:
 
 
 def test_a_wrong_type() -> None:
-    error = _features.explain_open(OSError(errno.ESOCKTNOSUPPORT, "Socket type not supported"))
+    error = explain(OSError(errno.ESOCKTNOSUPPORT, "not supported"), OPEN)
     assert error.errno == errno.ESOCKTNOSUPPORT
     assert "SOCK_SEQPACKET" in str(error)
 
@@ -62,3 +63,29 @@ for call in (pykcm.KCMSocket, pykcm.FixedLength(8).load):
 """
     # The platform is looked at when the module is used, not when it is imported.
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="before Python 3.12 every interpreter shares one GIL"
+)
+def test_in_an_interpreter_with_its_own_gil() -> None:
+    """The package is in order there: the advice to install it again would be wrong."""
+    script = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+inner = '''
+import pykcm
+try:
+    pykcm.FixedLength(8).load()
+except pykcm.UnavailableError as error:
+    print(error, flush=True)
+'''
+print(interpreters.run_string(interpreters.create(), inner))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert "in an interpreter with its own GIL" in result.stdout, result
+    assert "install" not in result.stdout

@@ -136,23 +136,33 @@ def encode(instructions: list[Instruction], byteorder: ByteOrder = HOST) -> byte
     )
 
 
+def count(code: bytes) -> int:
+    """How many slots a program has.
+
+    Raises:
+        AssemblyError: the length is 0, not a multiple of 8, or over a million instructions.
+    """
+    if not code:
+        raise AssemblyError("the code is empty: a program has at least one instruction")
+    slots, rest = divmod(len(code), SIZE)
+    if rest:
+        raise AssemblyError(
+            f"the code has {len(code)} bytes: a program is a multiple of {SIZE} bytes"
+        )
+    if slots > MAX_INSTRUCTIONS:
+        raise AssemblyError(
+            f"the code has {slots} instructions: the kernel takes at most {MAX_INSTRUCTIONS}"
+        )
+    return slots
+
+
 def decode(code: bytes, byteorder: ByteOrder = HOST) -> list[Instruction]:
     """The slots of a program.
 
     Raises:
-        AssemblyError: the length is 0, no multiple of 8, or over a million instructions.
+        AssemblyError: as of `count`.
     """
-    if not code:
-        raise AssemblyError("the code is empty: a program has at least one instruction")
-    if len(code) % SIZE:
-        raise AssemblyError(
-            f"the code has {len(code)} bytes: a program is a multiple of {SIZE} bytes"
-        )
-    if len(code) // SIZE > MAX_INSTRUCTIONS:
-        raise AssemblyError(
-            f"the code has {len(code) // SIZE} instructions: "
-            f"the kernel takes at most {MAX_INSTRUCTIONS}"
-        )
+    count(code)
     if byteorder == "little":
         return [
             Instruction(op, registers & 15, registers >> 4, offset, imm)

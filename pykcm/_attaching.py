@@ -1,0 +1,139 @@
+"""Making a TCP connection a transport: its program, what is set on it, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket as _socket
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pykcm import _kernel, _tcp
+from pykcm.errors import ArgumentError, AttachError, KCMOSError
+
+if TYPE_CHECKING:
+    from pykcm import bpf
+    from pykcm.framing import Framing
+    from pykcm.socket import KCMSocket
+
+#: What tells where messages end: a framing, a loaded program, or its descriptor.
+Delineation: TypeAlias = "Framing | bpf.Program | int"
+
+#: The kernel's messages are no longer (an int); Python's recv takes no larger bufsize either.
+LARGEST_MESSAGE = (1 << 31) - 2
+
+
+class Attaching:
+    """How a KCM socket attaches connections."""
+
+    def __init__(self) -> None:
+        self._program: tuple[Framing, bpf.Program] | None = None
+
+    def delineate(self, framing: Delineation) -> tuple[int, int | None]:
+        """A program's descriptor, and the longest message if it is known.
+
+        A framing's program is loaded once: the verifier takes long over some.
+        """
+        max_length = longest_message(framing)
+        if isinstance(framing, int):
+            return framing, max_length
+        from pykcm import bpf
+
+        if isinstance(framing, bpf.Program):
+            return framing.fd, max_length
+        if self._program is None or self._program[0] != framing:
+            program = framing.load()
+            self.close()
+            self._program = framing, program
+        return self._program[1].fd, max_length
+
+    def attach(
+        self,
+        kcm: KCMSocket,
+        tcp_fd: int,
+        program_fd: int,
+        max_length: int | None,
+        allow_small_buffer: bool,
+        done: Any = None,
+    ) -> _tcp.Options:
+        """Attach a descriptor; returns what was set on it before.
+
+        Args:
+            done: an `int[1]`, set to 1 when it is attached, whatever exception comes then.
+        """
+        from pykcm import _explain, _trials
+
+        done = _kernel.integer() if done is None else done
+        try:
+            _trials.refuse_unfit(tcp_fd)
+            before = _tcp.prepare(tcp_fd)
+            try:
+                if max_length is None:
+                    # The kernel refuses a message longer than the buffer, so that this is a bound
+                    # also for a program that states none.
+                    longest = _tcp.longest_message(tcp_fd)
+                else:
+                    longest = max_length
+                    room = _tcp.make_room(tcp_fd, max_length)
+                    if room < max_length and not allow_small_buffer:
+                        raise AttachError(
+                            errno.ENOBUFS,
+                            f"the receive buffer of TCP socket {tcp_fd} cannot take the framing's "
+                            f"longest message, {max_length} bytes, but only {room}; lower the "
+                            "framing's max_length, raise net.ipv4.tcp_rmem or net.core.rmem_max, "
+                            "or pass allow_small_buffer=True",
+                        )
+                if kcm.type == _socket.SOCK_SEQPACKET:
+                    kcm._port.keeps_rest = _trials.seqpacket_keeps_the_rest()
+                kcm._port.room = max(kcm._port.room, min(longest, LARGEST_MESSAGE) + 1)
+                _kernel.attach(kcm._fd(), tcp_fd, program_fd, done)
+            except BaseException:
+                if not done[0]:
+                    before.restore(tcp_fd)
+                raise
+        except OSError as error:
+            if isinstance(error, KCMOSError):
+                raise
+            raise _explain.explain(
+                error, _explain.ATTACH, tcp=tcp_fd, program=program_fd
+            ) from error
+        return before
+
+    def close(self) -> None:
+        """Close the program that was loaded; the transports keep it."""
+        if self._program is not None:
+            self._program[1].close()
+
+
+def longest_message(framing: Delineation) -> int | None:
+    """The longest message in bytes, as a framing has it; None for a program, which does not tell.
+
+    Raises:
+        ArgumentError: it is neither.
+    """
+    from pykcm.framing import Framing
+
+    if isinstance(framing, Framing):
+        return framing.max_length
+    from pykcm import bpf
+
+    if isinstance(framing, (bpf.Program, int)):
+        return None
+    raise ArgumentError(
+        "framing",
+        f"must be a Framing, a bpf.Program or a program's descriptor, not {framing!r}; "
+        "pykcm.protocols has framings by name",
+    )
+
+
+def descriptor_of(tcp: _socket.socket | int) -> int:
+    """A TCP socket's descriptor, by which it is attached.
+
+    Raises:
+        AttachError: ENOENT, it is closed, or cannot be a descriptor.
+    """
+    fd = -1
+    with contextlib.suppress(TypeError, ValueError, AttributeError):
+        fd = tcp if isinstance(tcp, int) else tcp.fileno()
+    if not 0 <= fd < 1 << 31:
+        raise AttachError(errno.ENOENT, f"{tcp!r} is not an open socket")
+    return fd

@@ -1,0 +1,57 @@
+"""The clones of a multiplexor: whether any may receive, and how they learn of the end."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from pykcm import _kernel
+
+if TYPE_CHECKING:
+    from pykcm._messages import Port
+    from pykcm.socket import KCMSocket
+
+
+class Clones:
+    """The clones of one KCM socket.
+
+    Args:
+        kcm: the multiplexor's own KCM socket.
+    """
+
+    def __init__(self, kcm: KCMSocket) -> None:
+        self._kcm = kcm
+        self._made: list[tuple[weakref.ref[KCMSocket], Port]] = []
+        # Readable while no transport is left; each clone has a descriptor of it, in whatever
+        # process it is.
+        self._end = _kernel.Descriptor.event()
+
+    def make(self) -> KCMSocket:
+        """A new one, which is told of the end."""
+        clone = self._kcm.clone()
+        clone._end = _kernel.Descriptor.duplicate(self._end.fileno())
+        clone._port.watch = clone._end.fileno()
+        clone._port.attached = True
+        clone._port.watched = True
+        self._made.append((weakref.ref(clone), clone._port))
+        return clone
+
+    def may_receive(self) -> bool:
+        """Whether another socket may receive some of the messages.
+
+        A clone that was closed before any other process could have it does not count.
+        """
+        self._made = [
+            (clone, port)
+            for clone, port in self._made
+            if (clone() is not None and port.fd >= 0) or port.forked or port.shared
+        ]
+        return bool(self._made)
+
+    def tell(self, ended: bool) -> None:
+        """Tell the clones whether the last transport has gone."""
+        self._end.set_event(ended)
+
+    def close(self) -> None:
+        """Tell no more; the clones go on."""
+        self._end.close()

@@ -1,0 +1,2044 @@
+/*
+ * The calls that have to be fast, and whose results no exception may lose.
+ *
+ * A Port is one KCM descriptor with all that is known of it: messages that were received and not
+ * handed out, a message that is half sent, whether one is open.  What the kernel hands over is in
+ * the Port before anything else can run: from the system call's return on the GIL is held and no
+ * Python code runs until it is.  A message leaves the Port as the last thing that a call does.
+ *
+ * SocketCalls and MultiplexorCalls are the methods that KCMSocket and Multiplexor inherit; they
+ * find their Port as self._port.  Each tries its system call first.  Only when the kernel says
+ * EAGAIN does anything else happen: receives wait here by poll(2), and sends and asynchronous calls
+ * advance a generator of pykcm._wait, which never holds a message.
+ *
+ * Every system call is made with MSG_DONTWAIT and without the GIL.  The stable ABI suffices.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MSG_BATCH
+#define MSG_BATCH 0x40000
+#endif
+
+/* Messages of one system call; its headers lie on the stack. */
+#define BATCH 64
+
+/* From this size on a message is received into its bytes object, in bytes: a copy costs more. */
+#define LARGE 8192
+
+/* Up to this size, in bytes, Python's own allocator serves an object; above it malloc. */
+#define SMALL 400
+
+/* How many messages a watched port lets pass, and how long in seconds, before it looks after the
+ * transports without need. */
+#define PATIENCE_MESSAGES 512
+#define PATIENCE_SECONDS 0.05
+
+/* How many reports of ends are kept, the newest. */
+#define MOST_EVENTS 4096
+
+/* How long asynchronous calls that never wait go on before they let other tasks run, in seconds. */
+#define TURN 0.002
+
+/* Counted in the child and in the parent of each fork: a Port belongs to the process that made it,
+ * and is shared with another once that has forked. */
+static unsigned long generation, forks;
+
+static void count_fork(void) { forks++; }
+static void count_generation(void) { generation++; }
+
+/* What pykcm._messages gives: what makes the exception for an errno and for a bad argument, what
+ * makes bytes of another buffer, and the exceptions for a message that was cut and for the end. */
+static PyObject *make_error, *make_argument_error, *make_bytes, *truncated_type, *disconnected_type;
+
+/* The name by which owners have their Port, interned: else each look-up walks through the classes. */
+static PyObject *port_name;
+
+/* Put a new reference in the place of an old one. */
+#define REPLACE(place, object) \
+	do { \
+		PyObject *old = (PyObject *)(place); \
+		(place) = (object); \
+		Py_XDECREF(old); \
+	} while (0)
+
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+/* The same to some milliseconds, for less. */
+static double about_now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+/* Raise an exception object, whose reference is taken; NULL for one that is raised already. */
+static void raise(PyObject *error)
+{
+	if (error) {
+		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+		Py_DECREF(error);
+	}
+}
+
+/* Raise the exception for an errno. */
+static void raise_error(const char *operation, int number)
+{
+	raise(PyObject_CallFunction(make_error, "si", operation, number));
+}
+
+/* ---- What a Port holds ---- */
+
+/* Messages in order; a tuple of one bytes object stands for a message that was cut. */
+struct queue {
+	PyObject **items;
+	size_t size, head, count;
+};
+
+/* The size is a power of two. */
+static PyObject *queue_at(struct queue *queue, size_t at)
+{
+	return queue->items[(queue->head + at) & (queue->size - 1)];
+}
+
+static int queue_reserve(struct queue *queue, size_t more)
+{
+	size_t size = queue->size ? queue->size : BATCH;
+	PyObject **items;
+
+	while (size < queue->count + more)
+		size *= 2;
+	if (size == queue->size)
+		return 0;
+	items = PyMem_Malloc(size * sizeof(*items));
+	if (!items) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	for (size_t i = 0; i < queue->count; i++)
+		items[i] = queue_at(queue, i);
+	PyMem_Free(queue->items);
+	queue->items = items;
+	queue->size = size;
+	queue->head = 0;
+	return 0;
+}
+
+/* There must be room; takes the reference. */
+static void queue_push(struct queue *queue, PyObject *item)
+{
+	queue->items[(queue->head + queue->count++) & (queue->size - 1)] = item;
+}
+
+static PyObject *queue_front(struct queue *queue)
+{
+	return queue->items[queue->head];
+}
+
+static PyObject *queue_pop(struct queue *queue)
+{
+	PyObject *item = queue_front(queue);
+
+	queue->head = (queue->head + 1) & (queue->size - 1);
+	queue->count--;
+	return item;
+}
+
+static void queue_clear(struct queue *queue)
+{
+	while (queue->count)
+		Py_DECREF(queue_pop(queue));
+}
+
+/* Memory that one receive writes into, message i at i * room. */
+struct batch {
+	struct batch *next;
+	char *memory;
+	size_t size, room;
+	int count, at; /* messages in it, and how many of those were made objects of */
+	int parts;     /* the kernel hands out in parts what has no room: MSG_EOR tells a part from the last */
+	PyObject *objects[BATCH]; /* the message itself, where it was received into its object */
+	struct mmsghdr headers[BATCH]; /* for recvmmsg, the first `prepared` made for this room */
+	struct iovec vectors[2 * BATCH];
+	int prepared;
+};
+
+/* The length of message i, and whether its end was received. */
+static size_t batch_length(struct batch *batch, int i)
+{
+	return batch->headers[i].msg_len;
+}
+
+static int batch_ends(struct batch *batch, int i)
+{
+	return batch->parts ? batch->headers[i].msg_hdr.msg_flags & MSG_EOR :
+			      batch_length(batch, i) < batch->room;
+}
+
+/* Batches that nobody uses; one for each thread that receives at the same time is enough for all
+ * Ports, since a batch is empty again before its call returns. */
+static struct batch *spare_batches;
+
+static void batch_free(struct batch *batch)
+{
+	munmap(batch->memory, batch->size);
+	PyMem_Free(batch);
+}
+
+/*
+ * A batch for up to *count messages, fewer if memory is short.  It is a mapping, of which only the
+ * pages that messages reach are ever used: hence no huge pages, which would use 2 MiB at a touch.
+ */
+static struct batch *batch_new(size_t room, int *count)
+{
+	struct batch *batch, **link;
+	char *memory;
+
+	for (link = &spare_batches; (batch = *link); link = &batch->next)
+		if (batch->size / room >= (size_t)*count) {
+			*link = batch->next;
+			goto found;
+		}
+	if ((batch = spare_batches)) { /* too small: its memory goes, and more comes in its place */
+		spare_batches = batch->next;
+		batch_free(batch);
+	}
+	batch = PyMem_Malloc(sizeof(*batch));
+	if (!batch) {
+		PyErr_NoMemory();
+		return NULL;
+	}
+	for (;;) {
+		batch->size = (room * *count + 4095) & ~(size_t)4095;
+		memory = mmap(NULL, batch->size, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (memory != MAP_FAILED)
+			break;
+		if (*count == 1) {
+			PyMem_Free(batch);
+			PyErr_NoMemory();
+			return NULL;
+		}
+		*count /= 2;
+	}
+	madvise(memory, batch->size, MADV_NOHUGEPAGE);
+	batch->memory = memory;
+	batch->room = 0;
+	memset(batch->objects, 0, sizeof(batch->objects));
+found:
+	batch->next = NULL;
+	if (batch->room != room) {
+		batch->room = room;
+		batch->prepared = 0;
+	}
+	batch->count = batch->at = 0;
+	return batch;
+}
+
+static void batch_spare(struct batch *batch)
+{
+	batch->next = spare_batches;
+	spare_batches = batch;
+}
+
+typedef struct {
+	PyObject_HEAD
+	int fd, seqpacket, keeps_rest;
+	size_t room; /* the longest message, and one more by which a longer one shows */
+	unsigned long generation, forks;
+
+	/* received */
+	struct queue inbox;
+	struct batch *pending; /* of which not all are in the inbox yet: memory was short */
+	PyObject *part;        /* the beginning of a message that the kernel hands out in parts */
+	size_t last, expected; /* bytes of the last message; and of the next, if they are alike */
+	int burst;             /* how many messages the last receive brought */
+	PyObject *guard;       /* see take_fetched */
+	int ahead;             /* how many messages to receive at once, however few are asked for */
+	unsigned long long taken, empty; /* messages received; how often none was there */
+
+	/* being sent */
+	PyObject *rest; /* a message of which the kernel took rest_at bytes */
+	Py_ssize_t rest_at;
+	int rest_flags;
+	int open;    /* a message was begun with MSG_MORE */
+	int batched; /* messages are held back by MSG_BATCH */
+	int shared;  /* another object or process may use the same socket */
+	PyThread_type_lock sending; /* SOCK_SEQPACKET: nobody may send between the parts of a message */
+	Py_ssize_t sent_many; /* messages that the last send_many queued */
+
+	/* of a Port that is watched: its owner looks after transports */
+	int watch, told;
+	int bound; /* to the process that made it: a Multiplexor's */
+	int watched, attached, queueing, over;
+	int observed, telling, waiting;
+	int holding; /* its owner keeps clones, in which messages wait, as long as the call waits */
+	int patience;
+	double look_at, turn;
+	struct queue events; /* what is reported of transports that have ended */
+} Port;
+
+static PyTypeObject *port_type;
+
+/* After a fork: others share the socket; and the child has none of its parent's messages, and goes
+ * on with none of them. */
+static void port_inherit(Port *port)
+{
+	if (port->forks != forks) {
+		port->forks = forks;
+		port->shared = 1;
+	}
+	if (port->generation == generation || port->bound)
+		return;
+	port->generation = generation;
+	if (port->sending)
+		port->sending = PyThread_allocate_lock(); /* another thread may have held it */
+	queue_clear(&port->inbox);
+	port->open = port->batched = 0;
+	Py_CLEAR(port->rest);
+	Py_CLEAR(port->part);
+	while (port->pending) {
+		struct batch *batch = port->pending;
+
+		port->pending = batch->next;
+		batch_spare(batch);
+	}
+}
+
+/* The owner's Port, a new reference. */
+static Port *port_of(PyObject *owner)
+{
+	PyObject *port = PyObject_GetAttr(owner, port_name);
+
+	if (!port)
+		return NULL;
+	if (Py_TYPE(port) != port_type) {
+		Py_DECREF(port);
+		PyErr_SetString(PyExc_TypeError, "_port is not a Port");
+		return NULL;
+	}
+	return (Port *)port;
+}
+
+/* Make the descriptor that tells of messages in the Port readable, or not, if anybody looks. */
+static void port_tell(Port *port)
+{
+	int wanted = port->inbox.count || port->pending || port->over;
+	uint64_t value = 1;
+
+	if (port->told < 0 || wanted == port->telling || (!port->observed && !port->waiting))
+		return;
+	if (wanted ? write(port->told, &value, sizeof(value)) > 0 :
+		     read(port->told, &value, sizeof(value)) > 0 || errno == EAGAIN)
+		port->telling = wanted;
+}
+
+/* ---- Receiving ---- */
+
+/* Message i of a batch, as the inbox has it; NULL with an exception. */
+static PyObject *port_message(Port *port, struct batch *batch, int i)
+{
+	PyObject *item = batch->objects[i], *joined;
+
+	if (item)
+		batch->objects[i] = NULL;
+	else
+		item = PyBytes_FromStringAndSize(batch->memory + i * batch->room,
+						 batch_length(batch, i));
+	if (item && port->part) {
+		joined = PySequence_Concat(port->part, item);
+		Py_DECREF(item);
+		item = joined;
+	}
+	if (item && !batch->parts && !batch_ends(batch, i)) {
+		joined = PyTuple_Pack(1, item);
+		Py_DECREF(item);
+		item = joined;
+	}
+	return item;
+}
+
+/* Make bytes objects of what was received; the rest stays where it is if memory is short. */
+static int port_convert(Port *port)
+{
+	struct batch *batch;
+
+	while ((batch = port->pending)) {
+		if (queue_reserve(&port->inbox, batch->count - batch->at) < 0)
+			return -1;
+		for (; batch->at < batch->count; batch->at++) {
+			PyObject *item = port_message(port, batch, batch->at);
+
+			if (!item)
+				return -1;
+			if (!batch_ends(batch, batch->at) && batch->parts) {
+				REPLACE(port->part, item); /* more of it comes with the next */
+				continue;
+			}
+			Py_CLEAR(port->part);
+			queue_push(&port->inbox, item);
+		}
+		port->pending = batch->next;
+		batch_spare(batch);
+	}
+	return 0;
+}
+
+/* Prepare to receive count messages, each into its place in the batch. */
+static void batch_prepare(struct batch *batch, int count)
+{
+	memset(batch->headers, 0, count * sizeof(*batch->headers));
+	for (int i = 0; i < count; i++) {
+		batch->vectors[2 * i] =
+			(struct iovec){ batch->memory + i * batch->room, batch->room };
+		batch->headers[i].msg_hdr.msg_iov = batch->vectors + 2 * i;
+		batch->headers[i].msg_hdr.msg_iovlen = 1;
+	}
+	batch->prepared = count;
+}
+
+/* Have the first messages be received each straight into an object of the length that is expected,
+ * and only what exceeds it into its place. */
+static void batch_expect(struct batch *batch, int objects, size_t expected)
+{
+	batch->prepared = 0;
+	for (int i = 0; i < objects; i++) {
+		struct iovec *vector = batch->vectors + 2 * i;
+
+		batch->objects[i] = PyBytes_FromStringAndSize(NULL, expected);
+		if (!batch->objects[i]) {
+			PyErr_Clear(); /* then without */
+			return;
+		}
+		vector[0] = (struct iovec){ PyBytes_AsString(batch->objects[i]), expected };
+		vector[1] = (struct iovec){ batch->memory + i * batch->room + expected,
+					    batch->room - expected };
+		batch->headers[i].msg_hdr.msg_iovlen = 2;
+	}
+}
+
+/* Keep the objects that messages fill; give up the others, after a copy of what they hold. */
+static void batch_settle(struct batch *batch, int objects, int received, size_t expected)
+{
+	for (int i = 0; i < objects; i++) {
+		PyObject *object = batch->objects[i];
+		size_t length;
+
+		if (!object)
+			return;
+		if (i < received) {
+			length = batch_length(batch, i);
+			if (length == expected)
+				continue;
+			memcpy(batch->memory + i * batch->room, PyBytes_AsString(object),
+			       length < expected ? length : expected);
+		}
+		batch->objects[i] = NULL;
+		Py_DECREF(object);
+	}
+}
+
+/*
+ * One receive of up to count messages, which are then port->pending.  Returns how many, 0 when none
+ * is there, -1 with an exception.
+ */
+static int port_fetch(Port *port, int count, size_t room)
+{
+	struct batch *batch, **link;
+	int received, number, objects = 0, fd = port->fd;
+	size_t expected = port->expected < room ? port->expected : 0;
+
+	if (fd < 0) {
+		raise_error("receive", EBADF);
+		return -1;
+	}
+	if (count > BATCH)
+		count = BATCH;
+	batch = batch_new(room, &count);
+	if (!batch)
+		return -1;
+	batch->parts = port->keeps_rest && port->seqpacket;
+	if (count == 1 && !batch->parts && !expected) {
+		ssize_t length;
+
+		Py_BEGIN_ALLOW_THREADS
+		length = recv(fd, batch->memory, room, MSG_DONTWAIT);
+		number = errno;
+		Py_END_ALLOW_THREADS
+		received = length < 0 ? -1 : 1;
+		batch->headers[0].msg_len = (unsigned int)length;
+	} else {
+		if (batch->prepared < count)
+			batch_prepare(batch, count);
+		if (expected) {
+			objects = port->burst + 1 < count ? port->burst + 1 : count;
+			batch_expect(batch, objects, expected);
+		}
+		Py_BEGIN_ALLOW_THREADS
+		if (count == 1 && !batch->parts) {
+			ssize_t length = recvmsg(fd, &batch->headers[0].msg_hdr, MSG_DONTWAIT);
+
+			received = length < 0 ? -1 : 1;
+			batch->headers[0].msg_len = (unsigned int)length;
+		} else {
+			received = recvmmsg(fd, batch->headers, count, MSG_DONTWAIT, NULL);
+		}
+		number = errno;
+		Py_END_ALLOW_THREADS
+		batch_settle(batch, objects, received, expected);
+	}
+	if (received <= 0) {
+		batch_spare(batch);
+		if (received == 0 || number == EAGAIN || number == EINTR) {
+			port->empty += number == EAGAIN;
+			return 0;
+		}
+		raise_error("receive", number);
+		return -1;
+	}
+	batch->count = received;
+	port->taken += received;
+	port->empty += received < count;
+	if (count > 1)
+		port->burst = received;
+	port->expected = batch_length(batch, received - 1) == port->last &&
+					 port->last >= LARGE ?
+				 port->last :
+				 0;
+	port->last = batch_length(batch, received - 1);
+	for (link = &port->pending; *link; link = &(*link)->next)
+		;
+	*link = batch;
+	return received;
+}
+
+/* One receive of up to count messages into the inbox.  Returns as port_fetch. */
+static int port_receive(Port *port, int count, size_t room)
+{
+	int received = port_fetch(port, count, room);
+
+	return received > 0 && port_convert(port) < 0 ? -1 : received;
+}
+
+/* ---- Sending ---- */
+
+/*
+ * One send.  Returns the bytes that the kernel took, or -1: with errno EAGAIN, and no exception, when
+ * it has no room.
+ */
+static ssize_t port_write(Port *port, const char *data, size_t size, int flags)
+{
+	ssize_t sent;
+	int number, fd = port->fd;
+
+	if (fd < 0) {
+		raise_error("send", EBADF);
+		return -1;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	sent = send(fd, data, size, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
+	number = errno;
+	Py_END_ALLOW_THREADS
+	if (sent >= 0)
+		return sent;
+	if (port->open && !port->seqpacket && !port->rest) {
+		/* kcm_sendmsg frees a SOCK_DGRAM message that is open when anything fails. */
+		port->open = 0;
+		raise_error("continue", number);
+	} else if (number != EAGAIN && number != EINTR) {
+		raise_error("send", number);
+	}
+	errno = EAGAIN;
+	return -1;
+}
+
+/* Send on what the kernel took in part.  Returns 1 when nothing is left of it, 0 when it has no
+ * room, -1 with an exception. */
+static int port_finish(Port *port)
+{
+	while (port->rest) {
+		ssize_t sent = port_write(port, PyBytes_AsString(port->rest) + port->rest_at,
+					  PyBytes_Size(port->rest) - port->rest_at,
+					  port->rest_flags);
+
+		if (sent < 0)
+			return PyErr_Occurred() ? -1 : 0;
+		port->rest_at += sent;
+		if (port->rest && port->rest_at >= PyBytes_Size(port->rest))
+			Py_CLEAR(port->rest);
+	}
+	return 1;
+}
+
+/* Keep what the kernel did not take: the message is accepted, and each later call goes on with it. */
+static void port_keep_rest(Port *port, PyObject *message, ssize_t sent, int flags)
+{
+	Py_INCREF(message);
+	port->rest = message;
+	port->rest_at = sent;
+	port->rest_flags = flags;
+}
+
+/* The flags as the kernel is given them. */
+static int port_flags(Port *port, int flags)
+{
+	if (port->seqpacket && !(flags & MSG_MORE))
+		flags |= MSG_EOR;
+	/* What is held back must be pushed by a message's end, which may be another's message. */
+	return port->shared ? flags & ~MSG_BATCH : flags;
+}
+
+static void port_lock(Port *port)
+{
+	if (port->sending) {
+		Py_BEGIN_ALLOW_THREADS
+		PyThread_acquire_lock(port->sending, WAIT_LOCK);
+		Py_END_ALLOW_THREADS
+	}
+}
+
+static void port_unlock(Port *port)
+{
+	if (port->sending)
+		PyThread_release_lock(port->sending);
+}
+
+/* Send one message.  Returns as port_finish. */
+static int port_send_locked(Port *port, PyObject *message, int flags)
+{
+	ssize_t size = PyBytes_Size(message), sent;
+	int done = port_finish(port);
+
+	if (done <= 0)
+		return done;
+	if (!size && !(port->open && !(flags & MSG_MORE))) {
+		raise_error("empty", EINVAL);
+		return -1;
+	}
+	flags = port_flags(port, flags);
+	sent = port_write(port, PyBytes_AsString(message), size, flags);
+	if (sent < 0)
+		return PyErr_Occurred() ? -1 : 0;
+	port->open = !!(flags & MSG_MORE);
+	if (!port->open)
+		port->batched = !!(flags & MSG_BATCH);
+	if (sent < size) {
+		port_keep_rest(port, message, sent, flags);
+		if (port_finish(port) < 0)
+			PyErr_Clear(); /* the next call meets it again */
+	}
+	return 1;
+}
+
+/*
+ * Send messages of a list from *at on, up to BATCH, and move *at to the first that was not.
+ * Returns as port_finish.
+ */
+static int port_send_batch_locked(Port *port, PyObject *list, Py_ssize_t *at, int flags)
+{
+	struct mmsghdr headers[BATCH];
+	struct iovec vectors[BATCH];
+	Py_ssize_t left = PyList_Size(list) - *at;
+	int count = left < BATCH ? (int)left : BATCH, number, sent, fd = port->fd;
+	int done = port_finish(port);
+
+	if (done <= 0)
+		return done;
+	if (fd < 0) {
+		raise_error("send", EBADF);
+		return -1;
+	}
+	flags = port_flags(port, flags);
+	memset(headers, 0, count * sizeof(*headers));
+	for (int i = 0; i < count; i++) {
+		PyObject *message = PyList_GetItem(list, *at + i);
+
+		vectors[i] = (struct iovec){ PyBytes_AsString(message), PyBytes_Size(message) };
+		headers[i].msg_hdr.msg_iov = &vectors[i];
+		headers[i].msg_hdr.msg_iovlen = 1;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	sent = sendmmsg(fd, headers, count, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
+	number = errno;
+	Py_END_ALLOW_THREADS
+	if (sent < 0) {
+		if (number == EAGAIN || number == EINTR)
+			return 0;
+		raise_error("send", number);
+		return -1;
+	}
+	/* sendmmsg holds all but the last back, and does not come to it when one fails. */
+	port->batched = flags & MSG_BATCH || sent < count;
+	*at += sent;
+	port->sent_many += sent;
+	if (sent && headers[sent - 1].msg_len < vectors[sent - 1].iov_len) {
+		port_keep_rest(port, PyList_GetItem(list, *at - 1), headers[sent - 1].msg_len,
+			       flags);
+		if (port_finish(port) < 0)
+			PyErr_Clear();
+	}
+	return 1;
+}
+
+static int port_send(Port *port, PyObject *message, int flags)
+{
+	int done;
+
+	port_lock(port);
+	done = port_send_locked(port, message, flags);
+	port_unlock(port);
+	return done;
+}
+
+static int port_send_batch(Port *port, PyObject *list, Py_ssize_t *at, int flags)
+{
+	int done;
+
+	port_lock(port);
+	done = port_send_batch_locked(port, list, at, flags);
+	port_unlock(port);
+	return done;
+}
+
+/* ---- A call, whichever way it waits ---- */
+
+enum kind { EVENT, RECV, RECV_MANY, RECV_THROUGH, SEND, SEND_MANY };
+
+struct call {
+	enum kind kind;
+	PyObject *owner;
+	Port *port;
+	int flags;
+	Py_ssize_t limit, at; /* of recv_many; of send_many, what is next */
+	size_t room;
+	PyObject *data;              /* a message, or a list of messages */
+	const char *through;         /* RECV_THROUGH: the owner's method that makes the result ... */
+	PyObject *args, *kwargs;     /* ... and what it is given after the message */
+	PyObject *waiter;            /* a generator that waits, once it is needed */
+};
+
+/* Call a method of the owner that returns nothing; -1 with an exception. */
+static int owner_does(PyObject *owner, const char *method)
+{
+	PyObject *result = PyObject_CallMethod(owner, method, NULL);
+
+	Py_XDECREF(result);
+	return result ? 0 : -1;
+}
+
+/* A call ends: what was kept for it is let go of. */
+static void call_clear(struct call *call)
+{
+	if (call->port && call->port->holding) {
+		PyObject *type, *value, *traceback;
+
+		PyErr_Fetch(&type, &value, &traceback);
+		if (owner_does(call->owner, "_let_clones_go") < 0)
+			PyErr_WriteUnraisable(call->owner);
+		PyErr_Restore(type, value, traceback);
+	}
+	Py_CLEAR(call->owner);
+	Py_CLEAR(call->port);
+	Py_CLEAR(call->data);
+	Py_CLEAR(call->args);
+	Py_CLEAR(call->kwargs);
+	Py_CLEAR(call->waiter);
+}
+
+/* Raise the exception that a method of the owner returns; it may be given an object. */
+static void owner_raises(PyObject *owner, const char *method, PyObject *argument)
+{
+	raise(argument ? PyObject_CallMethod(owner, method, "O", argument) :
+			 PyObject_CallMethod(owner, method, NULL));
+}
+
+/* Have a watched Port's owner look after its transports now and then.  -1 with an exception. */
+static int look_now_and_then(struct call *call)
+{
+	Port *port = call->port;
+	struct pollfd watch = { port->watch, POLLIN, 0 };
+	double time;
+
+	port_inherit(port);
+	if (port->generation != generation) {
+		owner_raises(call->owner, "_not_after_fork", NULL);
+		return -1;
+	}
+	if (!port->watched)
+		return 0;
+	time = about_now();
+	if (port->patience-- > 0 && time < port->look_at)
+		return 0;
+	port->patience = PATIENCE_MESSAGES;
+	port->look_at = time + PATIENCE_SECONDS;
+	return poll(&watch, 1, 0) > 0 ? owner_does(call->owner, "_look") : 0;
+}
+
+/* What the owner's method makes of a message; without one it only checks its arguments. */
+static PyObject *pass_through(struct call *call, PyObject *message)
+{
+	PyObject *method = PyObject_GetAttrString(call->owner, call->through), *result = NULL;
+	PyObject *first = PyTuple_Pack(1, message), *all = NULL;
+
+	if (method && first && (all = PySequence_Concat(first, call->args)))
+		result = PyObject_Call(method, all, call->kwargs);
+	Py_XDECREF(method);
+	Py_XDECREF(first);
+	Py_XDECREF(all);
+	return result;
+}
+
+/* The front of the inbox as a result; it stays there if there is an exception. */
+static PyObject *take_front(struct call *call)
+{
+	struct queue *inbox = &call->port->inbox;
+	PyObject *item = queue_front(inbox), *result;
+
+	if (PyTuple_CheckExact(item)) {
+		owner_raises(call->owner, "_truncated", PyTuple_GetItem(item, 0));
+		if (PyErr_ExceptionMatches(truncated_type))
+			Py_DECREF(queue_pop(inbox));
+		return NULL;
+	}
+	if (call->kind != RECV_THROUGH)
+		return queue_pop(inbox);
+	result = pass_through(call, item);
+	/* What was called may have let another thread take it. */
+	if ((result || PyErr_ExceptionMatches(truncated_type)) && inbox->count &&
+	    queue_front(inbox) == item)
+		Py_DECREF(queue_pop(inbox));
+	return result;
+}
+
+static PyObject *take_many(struct call *call)
+{
+	struct queue *inbox = &call->port->inbox;
+	Py_ssize_t count = 0;
+	PyObject *list;
+
+	while (count < call->limit && (size_t)count < inbox->count &&
+	       !PyTuple_CheckExact(queue_at(inbox, count)))
+		count++;
+	if (!count)
+		return take_front(call); /* raises */
+	list = PyList_New(count);
+	for (Py_ssize_t i = 0; list && i < count; i++)
+		PyList_SetItem(list, i, queue_pop(inbox));
+	return list;
+}
+
+/* The next message without taking it; it is nowhere but in the kernel. */
+static int peek(struct call *call, PyObject **result)
+{
+	Port *port = call->port;
+	int count = 1, number, fd = port->fd;
+	struct batch *batch = batch_new(call->room, &count);
+	ssize_t length;
+
+	if (!batch)
+		return -1;
+	Py_BEGIN_ALLOW_THREADS
+	length = recv(fd, batch->memory, call->room, MSG_DONTWAIT | MSG_PEEK);
+	number = errno;
+	Py_END_ALLOW_THREADS
+	if (length >= 0)
+		*result = PyBytes_FromStringAndSize(batch->memory, length);
+	batch_spare(batch);
+	if (length < 0 && (number == EAGAIN || number == EINTR))
+		return 0;
+	if (length < 0)
+		raise_error("receive", number);
+	else if (*result && length >= (ssize_t)call->room) {
+		owner_raises(call->owner, "_truncated", *result);
+		Py_CLEAR(*result);
+	}
+	if (*result && call->kind == RECV_MANY)
+		*result = Py_BuildValue("[N]", *result);
+	return *result ? 1 : -1;
+}
+
+/*
+ * What was just fetched as the result at once, without a way through the inbox.  NULL without an
+ * exception if it is not so simple: then all of it is still pending.
+ */
+static PyObject *take_fetched(struct call *call)
+{
+	Port *port = call->port;
+	struct batch *batch = port->pending;
+	int count = batch->count;
+	PyObject *list;
+
+	if (batch->next || batch->at || batch->parts || port->inbox.count ||
+	    (call->kind != RECV && (call->kind != RECV_MANY || call->limit < count)) ||
+	    (call->kind == RECV && count > 1))
+		return NULL;
+	for (int i = 0; i < count; i++)
+		if (!batch_ends(batch, i))
+			return NULL;
+	if (call->kind == RECV) {
+		PyObject *message = port_message(port, batch, 0);
+
+		if (message) {
+			port->pending = NULL;
+			batch_spare(batch);
+		}
+		return message;
+	}
+	list = PyList_New(count);
+	if (!list)
+		return NULL;
+	for (int i = 0; i < count; i++) {
+		PyObject *message = port_message(port, batch, i);
+
+		if (!message) { /* back to where it was */
+			while (i--) {
+				batch->objects[i] = Py_NewRef(PyList_GetItem(list, i));
+			}
+			Py_DECREF(list);
+			return NULL;
+		}
+		PyList_SetItem(list, i, message);
+	}
+	/* While an object that lies above these lives, malloc does not give their memory back to the
+	 * system each time that they are freed, to ask for it again the next time. */
+	if (port->last > SMALL && port->guard < PyList_GetItem(list, count - 1)) {
+		REPLACE(port->guard, PyBytes_FromStringAndSize(NULL, port->last));
+		PyErr_Clear();
+	}
+	port->pending = NULL;
+	batch_spare(batch);
+	return list;
+}
+
+static int attempt_receive(struct call *call, PyObject **result)
+{
+	Port *port = call->port;
+	int count = call->kind != RECV_MANY ? 1 : call->limit < BATCH ? (int)call->limit : BATCH;
+
+	if (look_now_and_then(call) < 0)
+		return -1;
+	if (port->pending && port_convert(port) < 0)
+		return -1;
+	if (call->flags & MSG_PEEK && !port->inbox.count)
+		return peek(call, result);
+	if (!port->inbox.count) {
+		int received = port_fetch(
+			port, port->waiting || count > port->ahead ? count : port->ahead, call->room);
+
+		if (received <= 0)
+			return received;
+		/* A signal's handler runs while the message is here, not when it is in nobody's hands. */
+		if (PyErr_CheckSignals() < 0)
+			return -1;
+		if (port->pending && (*result = take_fetched(call)))
+			return 1;
+		if (PyErr_Occurred() || port_convert(port) < 0)
+			return -1;
+		if (!port->inbox.count)
+			return 0; /* a part of a message */
+	} else if (PyErr_CheckSignals() < 0) {
+		return -1;
+	}
+	if (!port->inbox.count) /* which may have received */
+		return 0;
+	if (call->flags & MSG_PEEK) {
+		PyObject *front = queue_front(&port->inbox);
+
+		if (PyTuple_CheckExact(front)) {
+			owner_raises(call->owner, "_truncated", PyTuple_GetItem(front, 0));
+			return -1;
+		}
+		*result = call->kind == RECV_MANY ? Py_BuildValue("[O]", front) : Py_NewRef(front);
+	} else {
+		*result = call->kind == RECV_MANY ? take_many(call) : take_front(call);
+	}
+	port_tell(port);
+	return *result ? 1 : -1;
+}
+
+/* Whether a watched Port has no transport; with an exception that says so, or another. */
+static int is_over(struct call *call)
+{
+	Port *port = call->port;
+
+	if (!port->watched || port->attached)
+		return 0;
+	if (owner_does(call->owner, "_look") < 0)
+		return 1;
+	if (port->attached || (call->kind < SEND && port->inbox.count))
+		return 0;
+	owner_raises(call->owner, "_unattached", NULL);
+	return 1;
+}
+
+/* The next report of a transport's end. */
+static int attempt_event(struct call *call, PyObject **result)
+{
+	struct queue *events = &call->port->events;
+
+	if (look_now_and_then(call) < 0 || owner_does(call->owner, "_look_for_ends") < 0 ||
+	    PyErr_CheckSignals() < 0)
+		return -1;
+	if (events->count)
+		*result = queue_pop(events);
+	return *result != NULL;
+}
+
+static int attempt_send(struct call *call, PyObject **result)
+{
+	Port *port = call->port;
+	int done = 1;
+
+	if (look_now_and_then(call) < 0)
+		return -1;
+	if (!port->queueing && is_over(call))
+		done = -1;
+	if (call->kind == SEND) {
+		if (done > 0)
+			done = port_send(port, call->data, call->flags);
+		if (done > 0)
+			*result = PyLong_FromSsize_t(PyBytes_Size(call->data));
+	} else {
+		while (done > 0 && call->at < PyList_Size(call->data))
+			done = port_send_batch(port, call->data, &call->at, call->flags);
+		/* What stopped it after the first is found again by the next call. */
+		if (done < 0 && call->at && PyErr_ExceptionMatches(PyExc_OSError)) {
+			PyErr_Clear();
+			done = 1;
+		}
+		if (done > 0)
+			*result = PyLong_FromSsize_t(call->at);
+	}
+	return done > 0 && !*result ? -1 : done;
+}
+
+/* Returns 1 with a result, 0 when the call has to wait, -1 with an exception. */
+static int attempt(struct call *call, PyObject **result)
+{
+	*result = NULL;
+	return call->kind == EVENT ? attempt_event(call, result) :
+	       call->kind < SEND   ? attempt_receive(call, result) :
+				     attempt_send(call, result);
+}
+
+/* ---- Waiting in a thread ---- */
+
+/* Wait until something can be received; 1 then, or when a signal came, 0 at the deadline, -1 with an
+ * exception. */
+static int wait_to_receive(struct call *call, double deadline)
+{
+	Port *port = call->port;
+	struct pollfd fds[3] = { { port->watch, POLLIN, 0 }, { port->fd, POLLIN, 0 },
+				 { port->told, POLLIN, 0 } };
+	int only_events = call->kind == EVENT, first = !port->watched;
+	double left = deadline - now();
+	int ready;
+
+	if (PyErr_CheckSignals() < 0)
+		return -1;
+	port->waiting++;
+	port_tell(port);
+	Py_BEGIN_ALLOW_THREADS
+	ready = poll(fds + first, only_events ? 1 : 3 - first,
+		     isinf(left) ? -1 : left < 0 ? 0 : left > 1e6 ? 1000000000 : (int)ceil(left * 1e3));
+	Py_END_ALLOW_THREADS
+	port->waiting--;
+	if (port->fd < 0) {
+		raise_error("receive", EBADF);
+		return -1;
+	}
+	if (ready < 0)
+		return PyErr_CheckSignals() < 0 ? -1 : 1;
+	if (ready > 0 && port->watched && fds[0].revents && !only_events &&
+	    owner_does(call->owner, "_look") < 0)
+		return -1;
+	return ready || now() < deadline;
+}
+
+/* Raise what a call that may wait no longer raises; or return what send_many did. */
+static PyObject *too_late(struct call *call, int blocking)
+{
+	if (call->kind == SEND_MANY && call->at)
+		return PyLong_FromSsize_t(call->at);
+	if (!blocking)
+		raise_error(call->kind >= SEND ? "send" : "receive", EAGAIN);
+	else
+		PyErr_SetString(PyExc_TimeoutError,
+				call->kind == EVENT ? "timed out: no transport ended" :
+				call->kind < SEND   ? "timed out: no message came" :
+						      "timed out: no transport took the message");
+	return NULL;
+}
+
+/* A time-out in seconds, INFINITY for None; -1 with an exception. */
+static double seconds_of(PyObject *timeout)
+{
+	double seconds;
+
+	if (timeout == Py_None)
+		return INFINITY;
+	seconds = PyFloat_AsDouble(timeout);
+	if (seconds >= 0)
+		return seconds;
+	PyErr_Clear();
+	raise(PyObject_CallFunction(make_argument_error, "sO", "timeout", timeout));
+	return -1;
+}
+
+/* Make a call in a thread.  timeout is NULL for the socket's own. */
+static PyObject *drive(struct call *call, PyObject *timeout)
+{
+	PyObject *result;
+	double deadline = -1, seconds = -1;
+	int blocking = !(call->flags & MSG_DONTWAIT), waited = 1;
+
+	if (timeout && (seconds = seconds_of(timeout)) < 0)
+		return NULL;
+	for (;;) {
+		int done = attempt(call, &result);
+
+		if (done)
+			return done > 0 ? result : NULL;
+		if (call->kind != EVENT && call->kind < SEND && is_over(call))
+			return NULL;
+		if (call->kind < SEND && call->kind != EVENT && call->port->inbox.count)
+			continue;
+		if (seconds < 0 && blocking) {
+			PyObject *own = PyObject_CallMethod(call->owner, "gettimeout", NULL);
+
+			if (!own)
+				return NULL;
+			seconds = seconds_of(own);
+			Py_DECREF(own);
+			blocking = seconds > 0;
+		}
+		if (!waited || !blocking || seconds <= 0)
+			return too_late(call, blocking);
+		if (deadline < 0)
+			deadline = now() + seconds;
+		if (call->kind < SEND) {
+			waited = wait_to_receive(call, deadline);
+			if (waited < 0)
+				return NULL;
+		} else {
+			PyObject *more;
+
+			if (!call->waiter &&
+			    !(call->waiter = PyObject_CallMethod(call->owner, "_send_steps", NULL)))
+				return NULL;
+			more = PyObject_CallMethod(call->owner, "_wait", "Od", call->waiter, deadline);
+			if (!more)
+				return NULL;
+			waited = PyObject_IsTrue(more);
+			Py_DECREF(more);
+		}
+	}
+}
+
+/* ---- Waiting in a task ---- */
+
+/* An asynchronous call: what `await` gets.  It has no frame, and so no place where a result could
+ * be lost between the Port and the caller. */
+typedef struct {
+	PyObject_HEAD
+	struct call call;
+	PyObject *inner; /* the coroutine that waits now */
+	int begun, ended;
+	int iterating; /* `async for`, which the end of all transports ends */
+} Operation;
+
+static PyTypeObject *operation_type;
+
+/* Advance.  Returns PYGEN_NEXT with what the event loop is given, PYGEN_RETURN with the result. */
+static PySendResult operation_send(PyObject *object, PyObject *value, PyObject **result)
+{
+	Operation *self = (Operation *)object;
+	struct call *call = &self->call;
+	Port *port = call->port;
+	int done;
+
+	*result = NULL;
+	if (self->ended) {
+		PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited call");
+		return PYGEN_ERROR;
+	}
+	if (!self->begun) {
+		double time = about_now();
+
+		self->begun = 1;
+		if (time - port->turn > TURN) {
+			port->turn = time;
+			if (!(self->inner = PyObject_CallMethod(call->owner, "_checkpoint", NULL)))
+				goto failed;
+		}
+	}
+	for (;;) {
+		if (self->inner) {
+			PyObject *given;
+			PySendResult status = PyIter_Send(self->inner, value, &given);
+
+			if (status == PYGEN_NEXT) {
+				*result = given;
+				return PYGEN_NEXT;
+			}
+			Py_CLEAR(self->inner);
+			if (status == PYGEN_ERROR)
+				goto failed;
+			Py_XDECREF(given);
+			port->turn = about_now();
+			value = Py_None;
+		}
+		done = attempt(call, result);
+		if (done > 0) {
+			self->ended = 1;
+			call_clear(call);
+			return PYGEN_RETURN;
+		}
+		if (done < 0)
+			goto failed;
+		if (call->kind != EVENT && call->kind < SEND && is_over(call))
+			goto failed;
+		if (call->kind != EVENT && call->kind < SEND && port->inbox.count)
+			continue;
+		if (!call->waiter &&
+		    !(call->waiter = PyObject_CallMethod(
+			      call->owner,
+			      call->kind >= SEND     ? "_send_steps" :
+			      call->kind == EVENT ? "_event_steps" :
+						    "_receive_steps",
+			      NULL)))
+			goto failed;
+		if (!(self->inner = PyObject_CallMethod(call->owner, "_await", "O", call->waiter)))
+			goto failed;
+	}
+failed:
+	self->ended = 1;
+	call_clear(call);
+	if (self->iterating && PyErr_ExceptionMatches(disconnected_type)) {
+		PyErr_Clear();
+		PyErr_SetNone(PyExc_StopAsyncIteration);
+	}
+	return PYGEN_ERROR;
+}
+
+static PyObject *stop_iteration(PySendResult status, PyObject *result)
+{
+	if (status == PYGEN_RETURN) {
+		PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, result, NULL);
+
+		Py_DECREF(result);
+		raise(stop);
+		return NULL;
+	}
+	return result;
+}
+
+static PyObject *operation_next(PyObject *self)
+{
+	PyObject *result;
+	PySendResult status = operation_send(self, Py_None, &result);
+
+	return stop_iteration(status, result);
+}
+
+static PyObject *operation_send_method(PyObject *self, PyObject *value)
+{
+	PyObject *result;
+	PySendResult status = operation_send(self, value, &result);
+
+	return stop_iteration(status, result);
+}
+
+static PyObject *operation_throw(Operation *self, PyObject *args)
+{
+	PyObject *type, *value = NULL, *traceback = NULL, *method, *result;
+
+	if (!PyArg_ParseTuple(args, "O|OO", &type, &value, &traceback))
+		return NULL;
+	if (!self->inner || self->ended) {
+		self->ended = 1;
+		if (PyExceptionInstance_Check(type))
+			PyErr_SetObject((PyObject *)Py_TYPE(type), type);
+		else
+			PyErr_SetObject(type, value);
+		return NULL;
+	}
+	method = PyObject_GetAttrString(self->inner, "throw");
+	if (!method)
+		return NULL;
+	result = PyObject_CallObject(method, args);
+	Py_DECREF(method);
+	if (result)
+		return result;
+	Py_CLEAR(self->inner);
+	if (PyErr_ExceptionMatches(PyExc_StopIteration)) { /* it did not end the wait */
+		PyErr_Clear();
+		return operation_next((PyObject *)self);
+	}
+	self->ended = 1;
+	call_clear(&self->call);
+	return NULL;
+}
+
+static PyObject *operation_close(Operation *self, PyObject *unused)
+{
+	PyObject *inner = self->inner, *result = Py_NewRef(Py_None);
+
+	self->inner = NULL;
+	self->ended = 1;
+	if (inner) {
+		Py_DECREF(result);
+		result = PyObject_CallMethod(inner, "close", NULL);
+		Py_DECREF(inner);
+	}
+	call_clear(&self->call);
+	return result;
+}
+
+static int operation_traverse(Operation *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	Py_VISIT(self->call.owner);
+	Py_VISIT(self->call.waiter);
+	Py_VISIT(self->call.args);
+	Py_VISIT(self->call.kwargs);
+	Py_VISIT(self->inner);
+	return 0;
+}
+
+static int operation_clear(Operation *self)
+{
+	Py_CLEAR(self->inner);
+	call_clear(&self->call);
+	return 0;
+}
+
+static void operation_dealloc(Operation *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+
+	PyObject_GC_UnTrack(self);
+	operation_clear(self);
+	PyObject_GC_Del(self);
+	Py_DECREF(type);
+}
+
+static PyObject *itself(PyObject *self)
+{
+	return Py_NewRef(self);
+}
+
+static PyMethodDef operation_methods[] = {
+	{ "send", operation_send_method, METH_O, "Go on, as a coroutine." },
+	{ "throw", (PyCFunction)operation_throw, METH_VARARGS, "Raise an exception where it waits." },
+	{ "close", (PyCFunction)operation_close, METH_NOARGS, "Give it up." },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyType_Slot operation_slots[] = {
+	{ Py_tp_doc, "A receive or a send that can be awaited once." },
+	{ Py_tp_dealloc, operation_dealloc },
+	{ Py_tp_traverse, operation_traverse },
+	{ Py_tp_clear, operation_clear },
+	{ Py_tp_iter, itself },
+	{ Py_tp_iternext, operation_next },
+	{ Py_am_await, itself },
+	{ Py_am_send, operation_send },
+	{ Py_tp_methods, operation_methods },
+	{ 0, NULL },
+};
+
+static PyType_Spec operation_spec = {
+	"pykcm._fastpath.Operation", sizeof(Operation), 0,
+	Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, operation_slots,
+};
+
+/* Make a call in a task: takes what the call holds. */
+static PyObject *operate(struct call *call)
+{
+	Operation *self = (Operation *)PyType_GenericAlloc(operation_type, 0);
+
+	if (!self) {
+		call_clear(call);
+		return NULL;
+	}
+	self->call = *call;
+	memset(call, 0, sizeof(*call));
+	return (PyObject *)self;
+}
+
+/* ---- The methods ---- */
+
+#define FAST PyObject *owner, PyObject *const *given, Py_ssize_t count, PyObject *names
+
+/* Arguments by position and by name into values, which are NULL where nothing is given. */
+static int parse(FAST, const char *const *known, int positional, int required, PyObject **values)
+{
+	Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+	int all = 0;
+
+	while (known[all])
+		values[all++] = NULL;
+	if (count > positional) {
+		PyErr_Format(PyExc_TypeError, "takes %d positional arguments at most, not %zd",
+			     positional, count);
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < count; i++)
+		values[i] = given[i];
+	for (Py_ssize_t i = 0; i < named; i++) {
+		PyObject *name = PyTuple_GetItem(names, i);
+		int at = 0;
+
+		while (known[at] && PyUnicode_CompareWithASCIIString(name, known[at]))
+			at++;
+		if (!known[at] || values[at]) {
+			PyErr_Format(PyExc_TypeError, "unexpected argument %R", name);
+			return -1;
+		}
+		values[at] = given[count + i];
+	}
+	for (int i = 0; i < required; i++)
+		if (!values[i]) {
+			PyErr_Format(PyExc_TypeError, "argument '%s' is missing", known[i]);
+			return -1;
+		}
+	return 0;
+}
+
+/* An integer argument, or its default; -1 with an exception. */
+static int integer(PyObject *value, Py_ssize_t least, Py_ssize_t *result, const char *name)
+{
+	Py_ssize_t number;
+
+	if (!value)
+		return 0;
+	number = PyNumber_AsSsize_t(value, NULL);
+	if (number == -1 && PyErr_Occurred())
+		return -1;
+	if (number < least) {
+		raise(PyObject_CallFunction(make_argument_error, "sO", name, value));
+		return -1;
+	}
+	*result = number;
+	return 0;
+}
+
+static int begin(struct call *call, enum kind kind, PyObject *owner, PyObject *flags)
+{
+	Py_ssize_t number = 0;
+
+	memset(call, 0, sizeof(*call));
+	call->kind = kind;
+	if (integer(flags, INT_MIN, &number, "flags") < 0)
+		return -1;
+	call->flags = (int)number;
+	call->port = port_of(owner);
+	if (!call->port)
+		return -1;
+	call->owner = Py_NewRef(owner);
+	call->room = call->port->room;
+	return 0;
+}
+
+static int begin_recv(struct call *call, PyObject *owner, PyObject *bufsize, PyObject *flags)
+{
+	Py_ssize_t size = 0;
+
+	if (integer(bufsize == Py_None ? NULL : bufsize, 0, &size, "bufsize") < 0 ||
+	    begin(call, RECV, owner, flags) < 0)
+		return -1;
+	if ((size_t)size >= call->room)
+		call->room = (size_t)(size < INT_MAX ? size : INT_MAX) + 1;
+	return 0;
+}
+
+static int begin_recv_many(struct call *call, PyObject *owner, PyObject *limit, PyObject *flags)
+{
+	Py_ssize_t number = BATCH;
+
+	if (integer(limit, 1, &number, "limit") < 0 || begin(call, RECV_MANY, owner, flags) < 0)
+		return -1;
+	call->limit = number;
+	return 0;
+}
+
+/* The object itself if it is bytes, else bytes made of it; a new reference. */
+static PyObject *bytes_of(PyObject *data)
+{
+	return PyBytes_CheckExact(data) ? Py_NewRef(data) :
+				     PyObject_CallFunctionObjArgs(make_bytes, data, NULL);
+}
+
+static int begin_send(struct call *call, PyObject *owner, PyObject *data, PyObject *flags)
+{
+	if (begin(call, SEND, owner, flags) < 0)
+		return -1;
+	call->data = bytes_of(data);
+	return call->data ? 0 : -1;
+}
+
+static int begin_send_many(struct call *call, PyObject *owner, PyObject *messages, PyObject *flags)
+{
+	PyObject *list;
+
+	if (begin(call, SEND_MANY, owner, flags) < 0)
+		return -1;
+	call->port->sent_many = 0;
+	call->data = list = PySequence_List(messages);
+	if (!list)
+		return -1;
+	for (Py_ssize_t i = 0; i < PyList_Size(list); i++) {
+		PyObject *data = PyList_GetItem(list, i);
+
+		if (!PyBytes_CheckExact(data)) {
+			data = bytes_of(data);
+			if (!data || PyList_SetItem(list, i, data) < 0)
+				return -1;
+		}
+		if (!PyBytes_Size(data)) {
+			raise_error("empty", EINVAL);
+			return -1;
+		}
+	}
+	if (call->flags & MSG_MORE) {
+		raise_error("more", EINVAL);
+		return -1;
+	}
+	if (call->port->open) {
+		raise_error("open", EBUSY);
+		return -1;
+	}
+	return 0;
+}
+
+static PyObject *finish(struct call *call, int begun, PyObject *timeout)
+{
+	PyObject *result = begun < 0 ? NULL : drive(call, timeout);
+
+	call_clear(call);
+	return result;
+}
+
+static PyObject *finish_later(struct call *call, int begun)
+{
+	if (begun < 0) {
+		call_clear(call);
+		return NULL;
+	}
+	return operate(call);
+}
+
+#define CALL_METHODS(name, default_timeout) \
+	static PyObject *name##_recv_many(FAST) \
+	{ \
+		static const char *const known[] = { "limit", "flags", "timeout", NULL }; \
+		PyObject *values[3]; \
+		struct call call = { 0 }; \
+\
+		if (parse(owner, given, count, names, known, 2, 0, values) < 0) \
+			return NULL; \
+		return finish(&call, begin_recv_many(&call, owner, values[0], values[1]), \
+			      values[2] ? values[2] : default_timeout); \
+	} \
+	static PyObject *name##_send(FAST) \
+	{ \
+		static const char *const known[] = { "data", "flags", "timeout", NULL }; \
+		PyObject *values[3]; \
+		struct call call = { 0 }; \
+\
+		if (parse(owner, given, count, names, known, 2, 1, values) < 0) \
+			return NULL; \
+		return finish(&call, begin_send(&call, owner, values[0], values[1]), \
+			      values[2] ? values[2] : default_timeout); \
+	} \
+	static PyObject *name##_send_many(FAST) \
+	{ \
+		static const char *const known[] = { "messages", "flags", "timeout", NULL }; \
+		PyObject *values[3]; \
+		struct call call = { 0 }; \
+\
+		if (parse(owner, given, count, names, known, 2, 1, values) < 0) \
+			return NULL; \
+		return finish(&call, begin_send_many(&call, owner, values[0], values[1]), \
+			      values[2] ? values[2] : default_timeout); \
+	}
+
+CALL_METHODS(socket, NULL)
+CALL_METHODS(multiplexor, Py_None)
+
+static PyObject *socket_recv(FAST)
+{
+	static const char *const known[] = { "bufsize", "flags", "timeout", NULL };
+	PyObject *values[3];
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 2, 0, values) < 0)
+		return NULL;
+	return finish(&call, begin_recv(&call, owner, values[0], values[1]), values[2]);
+}
+
+static PyObject *multiplexor_recv(FAST)
+{
+	static const char *const known[] = { "timeout", NULL };
+	PyObject *values[1];
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 0, 0, values) < 0)
+		return NULL;
+	return finish(&call, begin_recv(&call, owner, NULL, NULL), values[0] ? values[0] : Py_None);
+}
+
+static PyObject *both_arecv(FAST)
+{
+	static const char *const known[] = { NULL };
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 0, 0, NULL) < 0)
+		return NULL;
+	return finish_later(&call, begin_recv(&call, owner, NULL, NULL));
+}
+
+static PyObject *both_anext(PyObject *owner)
+{
+	struct call call = { 0 };
+	PyObject *operation = finish_later(&call, begin_recv(&call, owner, NULL, NULL));
+
+	if (operation)
+		((Operation *)operation)->iterating = 1;
+	return operation;
+}
+
+static PyObject *multiplexor_next(PyObject *owner)
+{
+	struct call call = { 0 };
+	PyObject *message = finish(&call, begin_recv(&call, owner, NULL, NULL), Py_None);
+
+	if (!message && PyErr_ExceptionMatches(disconnected_type))
+		PyErr_Clear();
+	return message;
+}
+
+static PyObject *multiplexor_wait_disconnection(FAST)
+{
+	static const char *const known[] = { "timeout", NULL };
+	PyObject *values[1];
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 1, 0, values) < 0)
+		return NULL;
+	return finish(&call, begin(&call, EVENT, owner, NULL), values[0] ? values[0] : Py_None);
+}
+
+static PyObject *multiplexor_await_disconnection(FAST)
+{
+	static const char *const known[] = { NULL };
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 0, 0, NULL) < 0)
+		return NULL;
+	return finish_later(&call, begin(&call, EVENT, owner, NULL));
+}
+
+static PyObject *both_arecv_many(FAST)
+{
+	static const char *const known[] = { "limit", NULL };
+	PyObject *values[1];
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 1, 0, values) < 0)
+		return NULL;
+	return finish_later(&call, begin_recv_many(&call, owner, values[0], NULL));
+}
+
+static PyObject *both_asend(FAST)
+{
+	static const char *const known[] = { "data", "flags", NULL };
+	PyObject *values[2];
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 2, 1, values) < 0)
+		return NULL;
+	return finish_later(&call, begin_send(&call, owner, values[0], values[1]));
+}
+
+static PyObject *both_asend_many(FAST)
+{
+	static const char *const known[] = { "messages", "flags", NULL };
+	PyObject *values[2];
+	struct call call = { 0 };
+
+	if (parse(owner, given, count, names, known, 2, 1, values) < 0)
+		return NULL;
+	return finish_later(&call, begin_send_many(&call, owner, values[0], values[1]));
+}
+
+/* The standard library's other receives: a method in Python makes the result of the message, which
+ * leaves the Port when that is done. */
+static PyObject *receive_through(PyObject *owner, PyObject *args, PyObject *kwargs,
+				 const char *through, Py_ssize_t flags_at)
+{
+	struct call call = { 0 };
+	PyObject *flags = NULL;
+	int begun;
+
+	if (kwargs)
+		flags = PyDict_GetItemString(kwargs, "flags");
+	if (!flags && PyTuple_Size(args) > flags_at)
+		flags = PyTuple_GetItem(args, flags_at);
+	begun = begin(&call, RECV_THROUGH, owner, flags);
+	call.through = through;
+	call.args = Py_NewRef(args);
+	call.kwargs = Py_XNewRef(kwargs);
+	if (begun == 0) {
+		PyObject *nothing = pass_through(&call, Py_None);
+
+		Py_XDECREF(nothing);
+		begun = nothing ? 0 : -1;
+	}
+	return finish(&call, begun, NULL);
+}
+
+#define THROUGH(name, flags_at) \
+	static PyObject *socket_##name(PyObject *owner, PyObject *args, PyObject *kwargs) \
+	{ \
+		return receive_through(owner, args, kwargs, "_" #name, flags_at); \
+	}
+
+THROUGH(recv_into, 2)
+THROUGH(recvfrom, 1)
+THROUGH(recvfrom_into, 2)
+THROUGH(recvmsg, 2)
+THROUGH(recvmsg_into, 2)
+
+#define FASTCALL(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL | METH_KEYWORDS
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS
+
+#include "_fastpath_docs.h"
+
+#define BOTH_METHODS \
+	{ "arecv", FASTCALL(both_arecv), ARECV_DOC }, \
+	{ "arecv_many", FASTCALL(both_arecv_many), ARECV_MANY_DOC }, \
+	{ "asend", FASTCALL(both_asend), ASEND_DOC }, \
+	{ "asend_many", FASTCALL(both_asend_many), ASEND_MANY_DOC }, \
+	{ NULL, NULL, 0, NULL }
+
+static PyMethodDef socket_methods[] = {
+	{ "recv", FASTCALL(socket_recv), SOCKET_RECV_DOC },
+	{ "recv_many", FASTCALL(socket_recv_many), SOCKET_RECV_MANY_DOC },
+	{ "send", FASTCALL(socket_send), SOCKET_SEND_DOC },
+	{ "send_many", FASTCALL(socket_send_many), SOCKET_SEND_MANY_DOC },
+	{ "recv_into", KEYWORDS(socket_recv_into), RECV_INTO_DOC },
+	{ "recvfrom", KEYWORDS(socket_recvfrom), RECVFROM_DOC },
+	{ "recvfrom_into", KEYWORDS(socket_recvfrom_into), RECVFROM_INTO_DOC },
+	{ "recvmsg", KEYWORDS(socket_recvmsg), RECVMSG_DOC },
+	{ "recvmsg_into", KEYWORDS(socket_recvmsg_into), RECVMSG_INTO_DOC },
+	BOTH_METHODS,
+};
+
+static PyMethodDef multiplexor_methods[] = {
+	{ "recv", FASTCALL(multiplexor_recv), MULTIPLEXOR_RECV_DOC },
+	{ "recv_many", FASTCALL(multiplexor_recv_many), MULTIPLEXOR_RECV_MANY_DOC },
+	{ "send", FASTCALL(multiplexor_send), MULTIPLEXOR_SEND_DOC },
+	{ "send_many", FASTCALL(multiplexor_send_many), MULTIPLEXOR_SEND_MANY_DOC },
+	{ "wait_disconnection", FASTCALL(multiplexor_wait_disconnection), WAIT_DISCONNECTION_DOC },
+	{ "await_disconnection", FASTCALL(multiplexor_await_disconnection), AWAIT_DISCONNECTION_DOC },
+	BOTH_METHODS,
+};
+
+static PyType_Slot socket_slots[] = {
+	{ Py_tp_methods, socket_methods },
+	{ Py_am_aiter, itself },
+	{ Py_am_anext, both_anext },
+	{ 0, NULL },
+};
+
+static PyType_Slot multiplexor_slots[] = {
+	{ Py_tp_methods, multiplexor_methods },
+	{ Py_tp_iter, itself },
+	{ Py_tp_iternext, multiplexor_next },
+	{ Py_am_aiter, itself },
+	{ Py_am_anext, both_anext },
+	{ 0, NULL },
+};
+
+static PyType_Spec socket_spec = {
+	"pykcm._fastpath.SocketCalls", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, socket_slots,
+};
+static PyType_Spec multiplexor_spec = {
+	"pykcm._fastpath.MultiplexorCalls", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+	multiplexor_slots,
+};
+
+/* ---- Port, as Python sees it ---- */
+
+static PyObject *port_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+	static char *known[] = { "fd", "seqpacket", "room", NULL };
+	int fd, seqpacket;
+	Py_ssize_t room;
+	Port *self;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ipn", known, &fd, &seqpacket, &room))
+		return NULL;
+	self = (Port *)PyType_GenericAlloc(type, 0);
+	if (!self)
+		return NULL;
+	self->fd = fd;
+	self->seqpacket = seqpacket;
+	self->room = room;
+	self->generation = generation;
+	self->forks = forks;
+	self->watch = self->told = -1;
+	if (seqpacket && !(self->sending = PyThread_allocate_lock())) {
+		Py_DECREF(self);
+		return PyErr_NoMemory();
+	}
+	return (PyObject *)self;
+}
+
+static void port_dealloc(Port *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+
+	queue_clear(&self->inbox);
+	PyMem_Free(self->inbox.items);
+	queue_clear(&self->events);
+	PyMem_Free(self->events.items);
+	while (self->pending) {
+		struct batch *batch = self->pending;
+
+		self->pending = batch->next;
+		while (batch->at < batch->count)
+			Py_CLEAR(batch->objects[batch->at++]);
+		batch_spare(batch);
+	}
+	Py_CLEAR(self->part);
+	Py_CLEAR(self->rest);
+	Py_CLEAR(self->guard);
+	if (self->sending)
+		PyThread_free_lock(self->sending);
+	PyObject_Free(self);
+	Py_DECREF(type);
+}
+
+static PyObject *port_pull(Port *self, PyObject *unused)
+{
+	int received = self->pending && port_convert(self) < 0 ? -1 :
+								port_receive(self, BATCH, self->room);
+
+	if (received < 0)
+		return NULL;
+	port_tell(self);
+	return PyBool_FromLong(received);
+}
+
+/* Keep a report for whoever asks; once, however often it is given. */
+static PyObject *port_report(Port *self, PyObject *report)
+{
+	struct queue *events = &self->events;
+
+	for (size_t i = 0; i < events->count; i++)
+		if (queue_at(events, i) == report)
+			Py_RETURN_NONE;
+	if (queue_reserve(events, 1) < 0)
+		return NULL;
+	if (events->count >= MOST_EVENTS)
+		Py_DECREF(queue_pop(events));
+	queue_push(events, Py_NewRef(report));
+	Py_RETURN_NONE;
+}
+
+/* A Port is an iterator of its reports. */
+static PyObject *port_next(Port *self)
+{
+	return self->events.count ? queue_pop(&self->events) : NULL;
+}
+
+static PyObject *port_tell_method(Port *self, PyObject *unused)
+{
+	port_tell(self);
+	Py_RETURN_NONE;
+}
+
+/* Go on with a message that the kernel took in part, and hand over what MSG_BATCH holds back. */
+static PyObject *port_push(Port *self, PyObject *unused)
+{
+	int done;
+
+	port_inherit(self);
+	port_lock(self);
+	done = port_finish(self);
+	if (done > 0 && self->batched && !self->open && !self->shared) {
+		if (port_write(self, "", 0, port_flags(self, 0)) >= 0)
+			self->batched = 0;
+		else if (PyErr_Occurred())
+			done = -1;
+		else /* the kernel pushes before it says that it is full */
+			self->batched = 0;
+	}
+	port_unlock(self);
+	return done < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *port_held(Port *self, void *unused)
+{
+	size_t count = self->inbox.count;
+
+	for (struct batch *batch = self->pending; batch; batch = batch->next)
+		count += batch->count - batch->at;
+	return PyLong_FromSize_t(count);
+}
+
+static PyObject *port_rest(Port *self, void *unused)
+{
+	return PyLong_FromSsize_t(self->rest ? PyBytes_Size(self->rest) - self->rest_at : 0);
+}
+
+static PyObject *port_inherited(Port *self, void *unused)
+{
+	return PyBool_FromLong(self->generation != generation);
+}
+
+static PyObject *port_forked(Port *self, void *unused)
+{
+	return PyBool_FromLong(self->forks != forks);
+}
+
+static PyMethodDef port_methods[] = {
+	{ "pull", (PyCFunction)port_pull, METH_NOARGS, "Receive into the Port; whether there was a message." },
+	{ "report", (PyCFunction)port_report, METH_O, "Keep a report, once." },
+	{ "tell", (PyCFunction)port_tell_method, METH_NOARGS, "Set or clear what tells of messages in the Port." },
+	{ "push", (PyCFunction)port_push, METH_NOARGS, "Hand over what is held back, as far as there is room." },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef port_getset[] = {
+	{ "held", (getter)port_held, NULL, "messages received and not handed out", NULL },
+	{ "rest", (getter)port_rest, NULL, "bytes of a message that the kernel took in part", NULL },
+	{ "inherited", (getter)port_inherited, NULL, "whether it was made by another process", NULL },
+	{ "forked", (getter)port_forked, NULL, "whether a fork has come since it was made", NULL },
+	{ NULL, NULL, NULL, NULL, NULL },
+};
+
+#define MEMBER(name, type, flags) { #name, type, offsetof(Port, name), flags, NULL }
+
+static PyMemberDef port_members[] = {
+	MEMBER(fd, T_INT, 0),
+	MEMBER(keeps_rest, T_INT, 0),
+	MEMBER(room, T_PYSSIZET, 0),
+	MEMBER(ahead, T_INT, 0),
+	MEMBER(taken, T_ULONGLONG, READONLY),
+	MEMBER(empty, T_ULONGLONG, READONLY),
+	MEMBER(open, T_INT, READONLY),
+	MEMBER(batched, T_INT, READONLY),
+	MEMBER(shared, T_INT, 0),
+	MEMBER(sent_many, T_PYSSIZET, READONLY),
+	MEMBER(watch, T_INT, 0),
+	MEMBER(told, T_INT, 0),
+	MEMBER(bound, T_INT, 0),
+	MEMBER(watched, T_INT, 0),
+	MEMBER(attached, T_INT, 0),
+	MEMBER(queueing, T_INT, 0),
+	MEMBER(over, T_INT, 0),
+	MEMBER(observed, T_INT, 0),
+	MEMBER(holding, T_INT, 0),
+	MEMBER(patience, T_INT, 0),
+	{ NULL, 0, 0, 0, NULL },
+};
+
+static PyType_Slot port_slots[] = {
+	{ Py_tp_doc, "One KCM descriptor, and what was received from it and is being sent on it." },
+	{ Py_tp_new, port_new },
+	{ Py_tp_dealloc, port_dealloc },
+	{ Py_tp_methods, port_methods },
+	{ Py_tp_getset, port_getset },
+	{ Py_tp_members, port_members },
+	{ Py_tp_iter, itself },
+	{ Py_tp_iternext, port_next },
+	{ 0, NULL },
+};
+
+static PyType_Spec port_spec = {
+	"pykcm._fastpath.Port", sizeof(Port), 0, Py_TPFLAGS_DEFAULT, port_slots,
+};
+
+/* ---- The module ---- */
+
+static PyObject *setup(PyObject *module, PyObject *args)
+{
+	PyObject *error, *argument, *bytes, *truncated, *disconnected;
+
+	if (!PyArg_ParseTuple(args, "OOOOO", &error, &argument, &bytes, &truncated, &disconnected))
+		return NULL;
+	REPLACE(make_error, Py_NewRef(error));
+	REPLACE(make_argument_error, Py_NewRef(argument));
+	REPLACE(make_bytes, Py_NewRef(bytes));
+	REPLACE(truncated_type, Py_NewRef(truncated));
+	REPLACE(disconnected_type, Py_NewRef(disconnected));
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef module_methods[] = {
+	{ "setup", setup, METH_VARARGS,
+	  "setup(make_error, make_argument_error, make_bytes, truncated_type, disconnected_type)" },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyModuleDef module_definition = {
+	PyModuleDef_HEAD_INIT, "pykcm._fastpath", NULL, -1, module_methods, NULL, NULL, NULL, NULL,
+};
+
+static PyTypeObject *add_type(PyObject *module, const char *name, PyType_Spec *spec)
+{
+	PyObject *type = PyType_FromSpec(spec);
+
+	if (type && PyModule_AddObjectRef(module, name, type) < 0)
+		Py_CLEAR(type);
+	return (PyTypeObject *)type;
+}
+
+PyMODINIT_FUNC PyInit__fastpath(void)
+{
+	PyObject *module = PyModule_Create(&module_definition);
+
+	if (!module)
+		return NULL;
+	if (!(port_type = add_type(module, "Port", &port_spec)) ||
+	    !(operation_type = add_type(module, "Operation", &operation_spec)) ||
+	    !add_type(module, "SocketCalls", &socket_spec) ||
+	    !add_type(module, "MultiplexorCalls", &multiplexor_spec)) {
+		Py_DECREF(module);
+		return NULL;
+	}
+	if (!(port_name = PyUnicode_InternFromString("_port"))) {
+		Py_DECREF(module);
+		return NULL;
+	}
+	if (pthread_atfork(count_fork, NULL, count_generation)) {
+		Py_DECREF(module);
+		return PyErr_NoMemory();
+	}
+	return module;
+}

@@ -1,0 +1,313 @@
+"""The connections of a multiplexor, from attach to their end.
+
+What is written down is always true: each change is an order of steps of which every beginning is a
+true state, and each step may be taken twice.  What the kernel did is written by the call that did
+it.  So an exception between any two lines leaves nothing to repair, and the next look goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+from _thread import RLock
+from typing import TYPE_CHECKING, Any
+
+from pykcm import _kernel, _tcp
+from pykcm._disconnection import Disconnection, Reason, reason_of
+from pykcm._draining import Drain
+from pykcm._wait import Wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pykcm._wait import Steps
+    from pykcm.socket import KCMSocket
+
+# How long a look waits for another thread's, and after how long it comes again if something is
+# raised on its way, in seconds.
+_ANOTHERS_LOOK = 0.05
+
+
+class Transport:
+    """One attached connection.
+
+    Attributes:
+        tcp: as it was given to `attach`.
+        hand_over: whether it is closed with its end.
+        fd: our own descriptor of it, so that it can be taken off also when the caller has closed
+            theirs: the kernel keeps an attached connection open.
+        attached: an `int[1]`, 1 from when the kernel has it until it has not.
+        error: an `int[1]`: what the kernel had posted on it; asking clears it.
+        options: what was set on it before.
+        peer: the peer's address when it was attached.
+        target: bytes that have to be parsed before it can be taken off; None for all.
+        left: bytes that TCP had and KCM had not taken, when last looked at.
+        cut: as `Disconnection` has it.
+        mark: how many messages had been received, and how often none was there, when all of its
+            bytes were parsed; None while they are not.
+        since: from when on its bytes have stayed what they were, though no message waited; 0 if
+            they have not.
+        stalls: how often the kernel was made to look at them since.
+        kicked: how many they were when it was last, and how many messages had been received.
+        urgent: whether urgent data is among them.
+        disconnection: what is reported of it, once it is off.
+    """
+
+    def __init__(self, tcp: socket.socket, fd: int, hand_over: bool) -> None:
+        self.tcp = tcp
+        self.hand_over = hand_over
+        self.descriptor = _kernel.Descriptor.duplicate(fd)
+        self.fd = self.descriptor.fileno()
+        self.attached = _kernel.integer()
+        self.error = _kernel.integer()
+        self.options: _tcp.Options | None = None
+        self.peer: Any = None
+        with contextlib.suppress(OSError):
+            self.peer = tcp.getpeername()
+        self.target: int | None = None
+        self.left = -1
+        self.cut = 0
+        self.mark: tuple[int, int] | None = None
+        self.since = 0.0
+        self.stalls = 0
+        self.kicked: tuple[int, int] | None = None
+        self.urgent = False
+        self.disconnection: Disconnection | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the kernel's parser is known to have stopped."""
+        return self.urgent or self.error[0] not in (0, errno.EPIPE)
+
+    def take_off(self, kcm_fd: int) -> Disconnection:
+        """Unattach the connection and give it back; what is to be reported of it."""
+        if self.disconnection is None:
+            fd = self.fd
+            # One that somebody else took off has nothing left to do.
+            with contextlib.suppress(OSError):
+                _kernel.unattach(kcm_fd, fd, self.attached)
+            state = _tcp.CLOSE
+            with contextlib.suppress(OSError):
+                state = _tcp.state(fd)
+                self.cut = max(self.cut, _tcp.unparsed(fd))
+            if not self.error[0]:
+                with contextlib.suppress(OSError):
+                    _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_ERROR, self.error)
+            if self.options is not None:
+                self.options.restore(fd)
+            number = self.error[0]
+            if self.target is not None:
+                reason = Reason.UNATTACHED
+            else:
+                reason = Reason.URGENT if self.urgent else reason_of(number, state)
+            self.disconnection = Disconnection(self.tcp, self.peer, reason, number, self.cut)
+        return self.disconnection
+
+
+class Transports:
+    """The transports of one multiplexor: their list, watch, draining, removal and reports.
+
+    Args:
+        kcm: the multiplexor's own KCM socket.
+
+    Attributes:
+        watch: an epoll; readable when one has ended, or has to be looked at again.
+        draining: those that have ended or are to be unattached, by our descriptor.
+        last: what was reported last.
+        lock: held while they change.
+    """
+
+    def __init__(self, kcm: KCMSocket) -> None:
+        self._kcm = kcm
+        self.watch = select.epoll()
+        # Expires when they have to be looked at though nothing happened.
+        self._timer = _kernel.Descriptor.timer()
+        self.watch.register(self._timer.fileno(), select.EPOLLIN)
+        self._drain = Drain(kcm)
+        self._by_fd: dict[int, Transport] = {}
+        # Only a short way to find them; what is in the other is true.
+        self._by_tcp: dict[int, Transport] = {}
+        self.draining: dict[int, Transport] = {}
+        # Healthy ones whose error queue is not empty: each of its entries is told once.
+        self._with_error_queue: set[int] = set()
+        self._interrupted = False
+        self.last: Disconnection | None = None
+        self.lock = RLock()
+
+    def __iter__(self) -> Iterator[Transport]:
+        return iter(list(self._by_fd.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_fd)
+
+    def find(self, tcp: socket.socket) -> Transport | None:
+        """The transport that a TCP socket was given for."""
+        transport = self._by_tcp.get(id(tcp))
+        if transport is not None and self._by_fd.get(transport.fd) is transport:
+            return transport
+        return next((transport for transport in self if transport.tcp is tcp), None)
+
+    def attach(
+        self,
+        transport: Transport,
+        program_fd: int,
+        max_length: int | None,
+        allow_small_buffer: bool,
+    ) -> None:
+        """Have a connection watched and attached; once the kernel has it, it stays."""
+        try:
+            self._by_fd[transport.fd] = transport
+            self._by_tcp[id(transport.tcp)] = transport
+            # First, since a connection that could not be watched would have to be taken off, and
+            # what the kernel has parsed would be lost to the caller.
+            self.watch.register(transport.fd, select.EPOLLRDHUP)
+            transport.options = self._kcm._attaching.attach(
+                self._kcm,
+                transport.fd,
+                program_fd,
+                max_length,
+                allow_small_buffer,
+                transport.attached,
+            )
+        except BaseException:
+            if not transport.attached[0]:
+                self._forget(transport)
+            raise
+
+    # ---- their end ----
+
+    def look(
+        self, by_clones: Callable[[], bool], told: Callable[[Transport, Disconnection], None]
+    ) -> None:
+        """Drain, take off and report those that have ended, as far as can be done now.
+
+        Args:
+            by_clones: whether others receive, so that messages are left to them.
+            told: is given each that was taken off, perhaps twice.
+        """
+        if not self.lock.acquire(timeout=_ANOTHERS_LOOK):
+            return
+        try:
+            self._notice()
+            if not self.draining:
+                return
+            # First, for what may be raised on the way.
+            self._timer.set_timer(_ANOTHERS_LOOK)
+            ready, soon = self._drain.advance(
+                list(self.draining.values()), self._by_fd, by_clones()
+            )
+            for transport in ready:
+                disconnection = transport.take_off(self._kcm._fd())
+                if disconnection.reason is not Reason.UNATTACHED:
+                    self.last = disconnection
+                told(transport, disconnection)
+                self.forget(transport)
+            self._timer.set_timer(soon if self.draining else 0)
+            if not self.draining:
+                self._drain.close()
+        finally:
+            self.lock.release()
+
+    def _notice(self) -> None:
+        """Note which have ended."""
+        interrupted, self._interrupted = self._interrupted, True
+        if interrupted:  # an edge may have been told to nobody
+            for fd in self._with_error_queue:
+                self.watch.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
+        for fd, events in self.watch.poll(0):
+            transport = self._by_fd.get(fd)
+            if transport is None:
+                continue
+            ended = events & (select.EPOLLRDHUP | select.EPOLLHUP)
+            if ended or self._has_failed(transport):
+                self.begin_draining(transport)
+            else:
+                # What is in a socket's error queue (time stamps, zero-copy notices) looks like an
+                # error, and stays until the caller takes it.
+                self._with_error_queue.add(fd)
+                self.watch.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
+        self._interrupted = False
+
+    def _has_failed(self, transport: Transport) -> bool:
+        """Whether an error was posted on a connection that goes on.
+
+        Asking clears the error, after which KCM would send on the connection again.  While it
+        stands, that does no harm; once it has ended, KCM would send into the void, and so it is
+        asked only when it is off.
+        """
+        if _tcp.has_ended(transport.fd):
+            return True
+        if not transport.error[0]:
+            _kernel.get_integer(transport.fd, socket.SOL_SOCKET, socket.SO_ERROR, transport.error)
+        return bool(transport.error[0])
+
+    def begin_draining(self, transport: Transport) -> None:
+        """Have a transport be drained; it is not watched any more."""
+        self.draining[transport.fd] = transport
+        self._unwatch(transport)
+
+    def unattach_steps(
+        self, transport: Transport, look: Callable[[], None]
+    ) -> Steps[Disconnection]:
+        """Take one off once all that has come is received; if something is raised, it stays."""
+        try:
+            if transport.disconnection is None:
+                transport.target = _tcp.bytes_received(transport.fd)
+                self.begin_draining(transport)
+                look()
+            while transport.disconnection is None:
+                yield Wait(self.watch.fileno())
+                look()
+        except BaseException:
+            if transport.attached[0]:  # else the next look goes on
+                transport.target = None
+                with contextlib.suppress(FileExistsError):
+                    self.watch.register(transport.fd, select.EPOLLRDHUP)
+                self.draining.pop(transport.fd, None)
+            raise
+        finally:
+            self.let_clones_go()
+        return transport.disconnection
+
+    def let_clones_go(self) -> None:
+        """Give back what the drain's clones hold: no call waits any more."""
+        self._drain.close()
+
+    def forget(self, transport: Transport) -> None:
+        """Let go of a transport that was taken off and reported."""
+        if transport.hand_over:
+            transport.tcp.close()
+        self._forget(transport)
+
+    def _forget(self, transport: Transport) -> None:
+        self._unwatch(transport)
+        self._by_tcp.pop(id(transport.tcp), None)
+        self.draining.pop(transport.fd, None)
+        self._by_fd.pop(transport.fd, None)
+        transport.descriptor.close()
+
+    def _unwatch(self, transport: Transport) -> None:
+        self._with_error_queue.discard(transport.fd)
+        with contextlib.suppress(OSError, ValueError):
+            self.watch.unregister(transport.fd)
+
+    def close(self, restore: bool, hand_over: bool) -> None:
+        """Let go of all; the kernel has taken them off, or clones go on with them.
+
+        Args:
+            restore: whether nobody goes on with them, so that they are as they were.
+            hand_over: whether to close those that were handed over.
+        """
+        self._drain.close()
+        for transport in self:
+            if restore and transport.options is not None:
+                transport.options.restore(transport.fd)
+            if hand_over and transport.hand_over:
+                transport.tcp.close()
+            transport.descriptor.close()
+        self._by_fd.clear()
+        self._by_tcp.clear()
+        self.watch.close()
+        self._timer.close()

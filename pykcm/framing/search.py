@@ -1,0 +1,225 @@
+"""The step that looks for a delimiter.
+
+The verifier walks through every turn of a loop, and a search of 64 KiB has many.  So the search is
+a loop that hands 40 bytes at a time, as numbers, to a function, and the function is one that the
+verifier looks at once: a "global" one, see pykcm.bpf.functions.  The loop is written twice: by
+bpf_skb_load_bytes, and, where that reaches no further than 64 KiB into the data, by packet loads.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from pykcm.errors import FramingDefinitionError, FramingError
+from pykcm.framing.code import Code
+from pykcm.framing.field import IncompleteError, check_integer, pieces
+from pykcm.framing.steps import Path, Step
+from pykcm.framing.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: The longest message of a Find, in bytes: what the kernel's verifier can follow (it walks through
+#: every turn of the loop, and stops at a million instructions).
+LARGEST_SEARCH = 1 << 16
+
+_WORD = 8
+# What the function is given, and at how many places in it the delimiter may begin; the last word
+# has what follows of one that begins in the word before.  By packet loads, five words, as many as
+# a function has arguments.  By bpf_skb_load_bytes, a buffer: the stack is 512 bytes, of which the
+# function's frame takes 32 however little it needs, and the first four words are for other things.
+_WORDS = 5
+_NEAR = (_WORDS - 1) * _WORD
+_BUFFER = 512 - 32 - 4 * _WORD
+_FAR = _BUFFER - _WORD
+_BOTTOM = 4 * _WORD + _BUFFER
+
+
+def function_argument(far_loads: bool) -> int:
+    """What a program's functions take: a pointer to so many bytes, or with 0 five numbers."""
+    return _BUFFER if far_loads else 0
+
+
+class Find(Value, Step):
+    """The length is that up to the end of the first delimiter; nothing may be added before it.
+
+    Args:
+        delimiter: 1 to 8 bytes.
+        limit: in how many bytes from the message's first it must lie, up to LARGEST_SEARCH.
+    """
+
+    delimiter: bytes
+    limit: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.delimiter, bytes) or not 1 <= len(self.delimiter) <= _WORD:
+            raise FramingDefinitionError(
+                "delimiter", f"must be 1 to {_WORD} bytes, not {self.delimiter!r}"
+            )
+        check_integer("limit", self.limit, len(self.delimiter), LARGEST_SEARCH)
+
+    def emit(self, code: Code) -> None:
+        """r7 moves over what was searched, r8 counts that, r9 what is left to search from r7 on."""
+        # The verifier wants the buffer initialised, as there may be too little data to fill it.
+        bottom = range(_BOTTOM, _BOTTOM - _BUFFER, -_WORD)
+        code.at_start("r0 = 0", *(f"*(u64 *)(r10 - {at}) = r0" for at in bottom))
+        found, none = code.label("found"), code.label("none")
+        code.add("r9 = *(u32 *)(r6 + 0)", "r9 -= r7")  # __sk_buff.len
+        _emit_minimum(code, "r9", self.limit)
+        code.add("*(u64 *)(r10 - 16) = r9")
+        if code.far_loads:
+            self._emit_by_helper(code, found, none)
+        else:
+            self._emit_by_packet_loads(code, found, none)
+        code.place(none)
+        code.add("r1 = *(u64 *)(r10 - 16)")
+        code.compare("r1", "==", self.limit, code.oversize())
+        code.add("r0 = 0", "exit")
+        code.place(found)
+        code.add(f"r0 += {len(self.delimiter)}")
+        # Behind what is left lies what was read before.
+        code.jump(none, "r0 s> r9")
+        code.add("r7 -= r8", "r8 += r0")
+
+    def _emit_by_helper(self, code: Code, found: str, none: str) -> None:
+        turn = code.label("turn")
+        code.place(turn)
+        code.add("r4 = r9")
+        _emit_minimum(code, "r4", _BUFFER)
+        # One comparison tells the verifier that it is 1 to _BUFFER.
+        code.add("r4 += -1")
+        code.compare("r4", ">", _BUFFER - 1, none)
+        code.add("r4 += 1", "r1 = r6", "r2 = r7", "r3 = r10", f"r3 += -{_BOTTOM}")
+        code.add("call bpf_skb_load_bytes")
+        # The bytes are there.  To wait for more of them would be to wait for ever.
+        code.compare("r0", "!=", 0, code.unreadable())
+        code.add("r1 = r10", f"r1 += -{_BOTTOM}")
+        self._emit_call(code, found)
+        self._emit_turn(code, _FAR, turn)
+
+    def _emit_by_packet_loads(self, code: Code, found: str, none: str) -> None:
+        turn, tail, look = code.label("turn"), code.label("tail"), code.label("look")
+        size = _NEAR + len(self.delimiter) - 1
+        code.place(turn)
+        code.compare("r9", "s<", size, tail)
+        for at, width in pieces(size):
+            code.add(f"r0 = *(u{8 * width} *)skb[r7 + {at}]")
+            if width > 1:
+                code.add(f"r0 = be{8 * width} r0")
+            code.add(f"*(u{8 * width} *)(r10 - {_BOTTOM - at}) = r0")
+        self._emit_call(code, found)
+        self._emit_turn(code, _NEAR, turn)
+        code.jump(none)
+        # No packet load may reach past the data's end.
+        code.place(tail)
+        for at in range(size - 1):
+            code.compare("r9", "s<=", at, look)
+            code.add(f"r0 = *(u8 *)skb[r7 + {at}]", f"*(u8 *)(r10 - {_BOTTOM - at}) = r0")
+        code.place(look)
+        self._emit_call(code, found)
+
+    def _emit_turn(self, code: Code, places: int, turn: str) -> None:
+        code.add(f"r7 += {places}", f"r8 += {places}", f"r9 -= {places}")
+        all_places = self.limit - len(self.delimiter) + 1
+        code.compare("r8", "<", -(-all_places // places) * places, turn)
+
+    def _emit_call(self, code: Code, found: str) -> None:
+        """Looks at what was read, and jumps with the delimiter's place in r0."""
+        name = f"find_{self.delimiter.hex()}"
+        if code.far_loads:
+            code.function(name, self._function_of_buffer(name))
+            places = _FAR
+        else:
+            code.function(name, self._function_of_words(name))
+            places = _NEAR
+            for number in range(_WORDS):
+                code.add(f"r{number + 1} = *(u64 *)(r10 - {_BOTTOM - number * _WORD})")
+        code.add(f"call {name}")
+        code.compare("r0", "!=", places, found)
+
+    def _function_of_buffer(self, name: str) -> Iterable[str]:
+        """The function: the first place of the delimiter in the buffer at r1, or _FAR."""
+        yield from ("r2 = 0", f"if r1 == 0 goto {name}_none")  # never; the verifier wants to know
+        yield from ("r8 = 0x0101010101010101 ll", "r9 = 0x8080808080808080 ll")
+        yield from ("r3 = *(u64 *)(r1 + 0)", *_swap("r3"))
+        yield f"{name}_word:"
+        yield from (f"r4 = *(u64 *)(r1 + {_WORD})", *_swap("r4"))
+        yield from self._differences("r3", "r4")
+        yield from _zero_byte(f"{name}_found")
+        yield from ("r3 = r4", f"r1 += {_WORD}", f"r2 += {_WORD}")
+        yield f"if r2 < {_FAR} goto {name}_word"
+        yield f"{name}_none:"
+        yield from (f"r0 = {_FAR}", "exit")
+        yield f"{name}_found:"
+        yield from (*_lowest_byte(), "r0 += r2", "exit")
+
+    def _function_of_words(self, name: str) -> Iterable[str]:
+        """The function: the first place of the delimiter in the words r1 to r5, or _NEAR."""
+        for number in range(1, _WORDS + 1):
+            yield from _swap(f"r{number}")
+        yield from ("r8 = 0x0101010101010101 ll", "r9 = 0x8080808080808080 ll")
+        for number in range(1, _WORDS):
+            yield from self._differences(f"r{number}", f"r{number + 1}")
+            yield from _zero_byte(f"{name}_{number}")
+        yield from (f"r0 = {_NEAR}", "exit")
+        for number in range(1, _WORDS):
+            yield f"{name}_{number}:"
+            yield from (*_lowest_byte(), f"r0 += {(number - 1) * _WORD}", "exit")
+
+    def _differences(self, word: str, following: str) -> Iterable[str]:
+        """Leaves in r0, a byte for each place in the word, 0 where the delimiter is."""
+        for at, byte in enumerate(self.delimiter):
+            pattern = f"{byte * 0x0101010101010101:#x} ll"
+            if at == 0:
+                yield from (f"r0 = {pattern}", f"r0 ^= {word}")
+                continue
+            yield from (f"r6 = {word}", f"r6 >>= {8 * at}")
+            yield from (f"r7 = {following}", f"r7 <<= {8 * (_WORD - at)}", "r6 |= r7")
+            yield from (f"r7 = {pattern}", "r6 ^= r7", "r0 |= r6")
+
+    def follow(self, data: memoryview, length: int) -> int:
+        seen = bytes(data[: self.limit])
+        at = seen.find(self.delimiter)
+        if at >= 0:
+            return at + len(self.delimiter)
+        if len(seen) == self.limit:
+            raise FramingError(errno.EMSGSIZE, f"no {self.delimiter!r} within {self.limit} bytes")
+        raise IncompleteError
+
+    def limited(self, high: int) -> Step:
+        # Not to wait for more than the longest message before it is refused.
+        return Find(self.delimiter, min(self.limit, max(high, len(self.delimiter))))
+
+    def explore(self, path: Path) -> list[Path]:
+        if path.high or path.low:
+            raise FramingDefinitionError("steps", "nothing may be added before a Find")
+        return [path.plus(len(self.delimiter), self.limit)]
+
+
+def _emit_minimum(code: Code, register: str, limit: int) -> None:
+    """The smaller of a register and a number, without a branch: one would double the walk."""
+    code.add(f"{register} -= {limit}", f"r0 = {register}", "r0 s>>= 63")
+    code.add(f"{register} &= r0", f"{register} += {limit}")
+
+
+def _swap(register: str) -> Iterable[str]:
+    """Makes the first byte of a word that was read from memory its lowest."""
+    return (f"{register} = le64 {register}",) if sys.byteorder == "big" else ()
+
+
+def _zero_byte(found: str) -> Iterable[str]:
+    """Jumps if a byte of r0 is zero: the lowest bit of r6 that is set is then in the first such."""
+    return (
+        *("r6 = r0", "r6 -= r8", "r0 ^= -1", "r6 &= r0", "r6 &= r9"),
+        f"if r6 != 0 goto {found}",
+    )
+
+
+def _lowest_byte() -> Iterable[str]:
+    """Leaves in r0 the index of the byte that has the lowest bit of r6 that is set."""
+    return (
+        *("r0 = r6", "r0 = -r0", "r0 &= r6", "r0 >>= 7"),  # 1 << 8 * index
+        *("r6 = 0x0001020304050607 ll", "r0 *= r6", "r0 >>= 56"),
+    )
