@@ -293,7 +293,7 @@ class KCMSocket(Messages, StandardCalls):
         left = self._left_behind()
         described = repr(self)
         self._port.fd = -1
-        super().close()
+        _socket.socket.close(self)
         self._let_go()
         if left:
             warnings.warn(
