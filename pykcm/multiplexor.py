@@ -179,7 +179,7 @@ class Multiplexor(Messages, MultiplexorCalls):
                 raise
             from pykcm import _explain
 
-            raise _explain.explain(error, _explain.UNATTACH, tcp=transport.fd) from error
+            raise _explain.explain(error, _explain.UNATTACH, tcp=tcp.fileno()) from error
 
     def fileno(self) -> int:
         """A descriptor that is readable when `recv` would not wait, or a transport has ended.
