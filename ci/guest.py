@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ci.kernels import CACHE, ROOT
+from ci.kernels import CACHE, ROOT, Kernel
 from pykcm import _faults
 
 # Exit statuses when it is not the command's own. `git bisect run` takes the last one for a kernel
@@ -49,7 +49,7 @@ PASSED_ON_PREFIXES = ("PYKCM_", "PYTEST_", "PYTHON", "HYPOTHESIS_")
 SCRIPT = """\
 #!/bin/sh
 export HOME=/root {environment}
-export PATH={root}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH={first}{root}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t bpf bpf /sys/fs/bpf
 [ ! -d /sys/kernel/tracing ] || mountpoint -q /sys/kernel/tracing ||
     mount -t tracefs tracefs /sys/kernel/tracing
@@ -118,7 +118,7 @@ class Run:
         self.script = directory / "script"
         self.console = directory / "console"
 
-    def write_script(self, guest: Guest) -> None:
+    def write_script(self, guest: Guest, kernel: Kernel) -> None:
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -129,8 +129,10 @@ class Run:
             SCRIPT.format(
                 environment=" ".join(f"{n}={shlex.quote(v)}" for n, v in environment.items()),
                 root=shlex.quote(str(ROOT)),
-                # A clock that counts instructions has nothing to do with the host's.
-                clock="" if guest.icount else CLOCK.format(run=run),
+                first="/usr/local/bin:" if kernel.arch else "",
+                # A clock that counts instructions has nothing to do with the host's; only x86's has
+                # to be measured before it is right.
+                clock="" if guest.icount or kernel.arch else CLOCK.format(run=run),
                 begin=BEGIN,
                 command=shlex.join(guest.command),
                 run=run,

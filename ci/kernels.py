@@ -5,8 +5,9 @@ debian-archive-keyring. It works in a private configuration: the machine's sourc
 installed packages stay as they are, and no root is needed. The archive's address is the one that
 the machine itself uses, or that of the variable PYKCM_DEBIAN_MIRROR.
 
-A series is named after its version, as 6.12; one with PREEMPT_RT has "-rt" behind it. Which there
-are is found in the archive, and of each the newest is taken.
+A series is named after its version, as 6.12; one with PREEMPT_RT has "-rt" behind it, and one for
+another architecture than this machine's has that, as 6.12-arm64. Which there are is found in the
+archive, and of each the newest is taken.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,9 @@ UML_PACKAGE = "user-mode-linux"
 UML_SUITES = ("bullseye",)
 SUITES = ("bookworm", "bookworm-security", "bookworm-backports", "trixie-backports", "sid")
 
-NAME = re.compile(r"\d+\.\d+(-rt)?")
+# Architectures that ci/foreign.py can emulate, by Debian's names.
+FOREIGN = ("arm64", "s390x")
+NAME = re.compile(rf"(\d+\.\d+(?:-rt)?)(?:-({'|'.join(FOREIGN)}))?")
 # The cloud images have no 9p, so a guest could not have the host's files as its root.
 IMAGE = r"linux-image-(\d+\.\d+)\.[^-]+(?:-\d+)?(-rt)?-{arch}"
 
@@ -52,7 +55,8 @@ class Kernel:
 
     name: what it is asked for by. release: what its `uname -r` says. image: the file that is
     booted. modules: the directory that holds its modules' directory, None if it has none.
-    uml: it is a program, User-Mode Linux. lacks: options of its configuration that are missing.
+    uml: it is a program, User-Mode Linux. arch: by Debian's name, if not this machine's.
+    lacks: options of its configuration that are missing.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Kernel:
     image: Path
     modules: Path | None
     uml: bool = False
+    arch: str = ""
     lacks: tuple[str, ...] = ()
 
 
@@ -131,10 +136,10 @@ def machine_archives() -> tuple[str, str]:
 class Apt:
     """apt with sources, lists and cache of its own."""
 
-    def __init__(self, suites: tuple[str, ...]) -> None:
+    def __init__(self, suites: tuple[str, ...], arch: str) -> None:
         if not KEYRING.exists():
             raise KernelUnavailableError(f"no {KEYRING.name}: install debian-archive-keyring")
-        home = CACHE / "apt" / "_".join(suites)
+        home = CACHE / "apt" / "_".join((*suites, arch))
         (home / "lists" / "partial").mkdir(parents=True, exist_ok=True)
         (home / "archives" / "partial").mkdir(parents=True, exist_ok=True)
         main, security = machine_archives()
@@ -154,6 +159,8 @@ class Apt:
             "Dir::Cache": home,
             "Dir::Etc::SourceList": sources,
             "Dir::Etc::SourceParts": "/dev/null",
+            "APT::Architecture": arch,
+            "APT::Architectures": arch,
             "Acquire::Languages": "none",
             # apt's own unprivileged user may not enter the project's directory.
             "APT::Sandbox::User": "",
@@ -161,6 +168,7 @@ class Apt:
             "APT::Update::Error-Mode": "any",
         }
         self.options = [f"-o{name}={value}" for name, value in settings.items()]
+        self.archives = home / "archives"
 
     def update(self) -> None:
         run("apt-get", *self.options, "--quiet=2", "update")
@@ -179,6 +187,13 @@ class Apt:
                 packages[fields["Package"]] = fields["Version"], depends
         return packages
 
+    def closure(self, names: Sequence[str]) -> list[Path]:
+        """Fetch packages and all that they depend on."""
+        command = ["apt-get", *self.options, "--quiet=2", "--yes", "--download-only"]
+        command += ["--option=Debug::NoLocking=1", "--no-install-recommends", "install", *names]
+        run(*command)
+        return sorted(self.archives.glob("*.deb"))
+
     def download(self, packages: dict[str, str], directory: Path) -> list[Path]:
         wanted = [f"{name}={version}" for name, version in packages.items()]
         run("apt-get", *self.options, "--quiet=2", "download", *wanted, cwd=directory)
@@ -192,15 +207,23 @@ def older(left: str, right: str) -> int:
 
 
 class Archive:
-    """What kernels the Debian archive has; asked when it is first wanted, once."""
+    """What kernels the Debian archive has for an architecture; asked when first wanted, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, arch: str = "") -> None:
+        """
+        arch: by Debian's name; this machine's by default.
+        """
+        self._foreign = arch
         self._found: dict[str, str] = {}
         self._apts: dict[tuple[str, ...], Apt] = {}
 
+    @property
+    def arch(self) -> str:
+        return self._foreign or run("dpkg", "--print-architecture").strip()
+
     def _apt(self, suites: tuple[str, ...]) -> Apt:
         if suites not in self._apts:
-            apt = Apt(suites)
+            apt = Apt(suites, self.arch)
             say(f"asking the Debian archive what there is in {', '.join(suites)}")
             apt.update()
             self._apts[suites] = apt
@@ -213,9 +236,8 @@ class Archive:
             KernelUnavailableError: the archive does not answer.
         """
         if not self._found:
-            arch = run("dpkg", "--print-architecture").strip()
             apt = self._apt(SUITES)
-            pattern = re.compile(IMAGE.format(arch=re.escape(arch)))
+            pattern = re.compile(IMAGE.format(arch=self.arch))
             images = [name for name in apt.names("linux-image-") if pattern.fullmatch(name)]
             newest: dict[str, tuple[str, str]] = {}
             for package, (version, _) in apt.show(images).items():
@@ -224,14 +246,14 @@ class Archive:
                 name = found[1] + (found[2] or "")
                 if name not in newest or older(newest[name][0], version) < 0:
                     newest[name] = version, package
-            found_uml = {UML: UML_PACKAGE} if arch == "amd64" else {}
+            found_uml = {UML: UML_PACKAGE} if self.arch == "amd64" else {}
             names = sorted(newest, key=order)
             self._found = found_uml | {name: newest[name][1] for name in names}
         return self._found
 
     def packages(self, series: str) -> tuple[Apt, dict[str, str]]:
         """The packages, with versions, that together hold the newest kernel of a series."""
-        if series == UML:
+        if series == UML and not self._foreign:
             apt = self._apt(UML_SUITES)
             return apt, {
                 name: version for name, (version, _) in apt.show(["user-mode-linux"]).items()
@@ -256,17 +278,25 @@ class Archive:
         return apt, packages
 
 
-ARCHIVE = Archive()
+ARCHIVES = {arch: Archive(arch) for arch in ("", *FOREIGN)}
 
 
-def order(series: str) -> tuple[list[int], str]:
+def split(name: str) -> tuple[str, str]:
+    """A kernel's name as a series and an architecture; no architecture is this machine's."""
+    found = NAME.fullmatch(name)
+    assert found
+    return found[1], found[2] or ""
+
+
+def order(name: str) -> tuple[list[int], str]:
     """A key to sort series by: 6.9 before 6.12, and that before 6.12-rt."""
-    version, _, flavour = series.partition("-")
+    version, _, flavour = name.partition("-")
     return [int(number) for number in version.split(".")], flavour
 
 
-def unpack(series: str, directory: Path) -> None:
-    apt, packages = ARCHIVE.packages(series)
+def unpack(name: str, directory: Path) -> None:
+    series, arch = split(name)
+    apt, packages = ARCHIVES[arch].packages(series)
     say("fetching " + " ".join(f"{name} ({version})" for name, version in packages.items()))
     debs = directory / "debs"
     debs.mkdir()
@@ -276,11 +306,11 @@ def unpack(series: str, directory: Path) -> None:
     # The modules lie in different places; bring them to the one where depmod looks.
     if not (directory / "lib").exists():
         (directory / "lib").symlink_to("usr/lib")
-    if series == UML:
+    if name == UML:
         (directory / "lib" / "modules").symlink_to("uml/modules")
 
 
-def locate(series: str, directory: Path) -> Kernel:
+def locate(name: str, directory: Path) -> Kernel:
     modules = directory / "lib" / "modules"
     (release,) = (path.name for path in modules.iterdir())
     images = [
@@ -289,7 +319,7 @@ def locate(series: str, directory: Path) -> Kernel:
         directory / "usr" / "bin" / "linux.uml",
     ]
     image = next(image for image in images if image.exists())
-    return Kernel(series, release, image, modules, uml=series == UML)
+    return Kernel(name, release, image, modules, uml=name == UML, arch=split(name)[1])
 
 
 def cached() -> list[str]:
@@ -298,21 +328,21 @@ def cached() -> list[str]:
     return sorted(filter(NAME.fullmatch, found), key=order)
 
 
-def fetch(series: str, update: bool = False) -> Kernel:
+def fetch(name: str, update: bool = False) -> Kernel:
     """The newest kernel of a series, from the cache or else from the archive.
 
     update: ask the archive even when the cache has one.
     Raises KernelUnavailableError, with the reason.
     """
-    home = CACHE / "kernels" / series
+    home = CACHE / "kernels" / name
     if not update and home.exists():
-        return locate(series, home)
-    with lock(CACHE / "kernels" / f"{series}.lock"):
+        return locate(name, home)
+    with lock(CACHE / "kernels" / f"{name}.lock"):
         if update or not home.exists():
-            scratch = Path(tempfile.mkdtemp(prefix=f"{series}.", dir=home.parent))
+            scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=home.parent))
             try:
-                unpack(series, scratch)
-                kernel = locate(series, scratch)
+                unpack(name, scratch)
+                kernel = locate(name, scratch)
                 run("depmod", "--basedir", scratch, kernel.release)
                 scratch.chmod(0o755)
                 shutil.rmtree(home, ignore_errors=True)
@@ -322,8 +352,8 @@ def fetch(series: str, update: bool = False) -> Kernel:
                 raise KernelUnavailableError(f"{error}{there}") from None
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-            say(f"{series}: {kernel.release} is ready")
-    return locate(series, home)
+            say(f"{name}: {kernel.release} is ready")
+    return locate(name, home)
 
 
 def main() -> int:
@@ -331,17 +361,19 @@ def main() -> int:
         prog="ci/kernel", description="Fetch Debian's stock kernels into the project's cache."
     )
     parser.add_argument(
-        "series", nargs="*", default=[DEFAULT_SERIES], help="such as 6.12 or 7.3-rt"
+        "series", nargs="*", default=[DEFAULT_SERIES], help="such as 6.12, 7.3-rt or 6.12-arm64"
     )
     parser.add_argument("--update", action="store_true", help="look for a newer one")
     parser.add_argument("--list", action="store_true", help="which series the archive has")
     arguments = parser.parse_args()
     try:
         if arguments.list:
-            for name, package in ARCHIVE.series().items():
+            for name, package in ARCHIVES[""].series().items():
                 output.say(f"{name} {package}")
             return 0
         for series in arguments.series:
+            if not NAME.fullmatch(series):
+                parser.error(f"{series} is not the name of a series, such as 6.12 or 7.3-rt")
             kernel = fetch(series, arguments.update)
             output.say(f"{series} {kernel.release} {kernel.image.relative_to(ROOT)}")
     except KernelUnavailableError as reason:

@@ -25,7 +25,7 @@ from rich.table import Table
 from ci import built, jobs, output
 from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT
 from ci.jobs import Job
-from ci.kernels import ARCHIVE, MATRIX, NAME, ROOT, Kernel, KernelUnavailableError
+from ci.kernels import ARCHIVES, FOREIGN, MATRIX, NAME, ROOT, Kernel, KernelUnavailableError
 from ci.output import say
 from ci.testing import BRIEF, KERNEL_TESTS, REPORTS
 
@@ -300,9 +300,9 @@ def choose(asked: list[str], every: bool, rt: bool) -> list[str]:
     own = [kernel for kernel in asked if not NAME.fullmatch(kernel)]
     series = [kernel for kernel in asked if NAME.fullmatch(kernel)] or list(MATRIX)
     if every:
-        series = list(ARCHIVE.series())
+        series = [*ARCHIVES[""].series(), *(f"6.12-{arch}" for arch in FOREIGN)]
     if rt:
-        series.append([name for name in ARCHIVE.series() if name.endswith("-rt")][-1])
+        series.append([name for name in ARCHIVES[""].series() if name.endswith("-rt")][-1])
     return list(dict.fromkeys(series + own))
 
 
@@ -315,7 +315,11 @@ def main() -> int:
         help="only this series; a bzImage or the directory in which a kernel was built comes as "
         "one more column",
     )
-    parser.add_argument("--all", action="store_true", help="every series that Debian has")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="every series that Debian has, and 6.12 on arm64 and s390x",
+    )
     parser.add_argument(
         "--rt", action="store_true", help="the newest series with PREEMPT_RT, as one more column"
     )

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from ci import built, output, qemu, uml
+from ci import built, foreign, output, qemu, uml
 from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT, Guest, Run, new_run
 from ci.kernels import DEFAULT_SERIES, Kernel, KernelUnavailableError
 
@@ -31,8 +31,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--kernel",
         default=DEFAULT_SERIES,
-        help="one of Debian's series, such as 6.12 or 7.3-rt (ci/kernel --list; default: "
-        "%(default)s), a bzImage, or the directory in which a kernel was built, with its modules",
+        help="one of Debian's series, such as 6.12, 7.3-rt or 6.12-arm64 (ci/kernel --list; "
+        "default: %(default)s), a bzImage, or the directory in which a kernel was built, with "
+        "its modules",
     )
     parser.add_argument(
         "--append",
@@ -103,10 +104,11 @@ def main() -> int:
         interactive=os.isatty(0) and os.isatty(1),
     )
     with new_run() as run:
-        run.write_script(guest)
+        run.write_script(guest, kernel)
         say(f"booting {kernel.release}")
         try:
-            in_time = (uml.boot if kernel.uml else qemu.boot)(kernel, guest, run)
+            boot = uml.boot if kernel.uml else foreign.boot if kernel.arch else qemu.boot
+            in_time = boot(kernel, guest, run)
         finally:
             if arguments.keep:
                 keep(run, kernel, arguments.keep)

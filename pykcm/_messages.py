@@ -5,6 +5,7 @@ The calls themselves are compiled (_fastpath.c) or, where that can't be, _slowpa
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from pykcm._wait import Steps, apause, arun, checkpoint, pause, run
 from pykcm.errors import ArgumentError, Disconnected, MessageTruncated
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from pykcm._fastpath import MultiplexorCalls, Port, SocketCalls, setup
 else:
     try:
@@ -134,6 +137,58 @@ class Messages:
     async def aflush(self) -> None:
         """As `flush`, on asyncio or Trio, without a limit; use the event loop's own."""
         await arun(self._flush_steps())
+
+    # ---- closing ----
+
+    _linger = DEFAULT_LINGER
+
+    def close(self, linger: float | None = None) -> None:
+        """Close the KCM socket, after what was sent has been handed to TCP.
+
+        The kernel throws away what is still queued when the last descriptor of a KCM socket is
+        closed, and aborts the connection that it was writing to.
+
+        The clones of a Multiplexor go on with its transports.  With the last of them the kernel
+        takes the transports off, and the TCP sockets are again the caller's alone.
+
+        Args:
+            linger: how long to wait at most, in seconds; by default 5, or what a Multiplexor was
+                made with.
+
+        Warns:
+            UnsentWarning: bytes were left after that; they are lost, unless another process has
+                the socket open.
+            UnreadWarning: of a Multiplexor: messages were received and not read, while clones
+                could have had them.
+        """
+        try:
+            if self._flushes():
+                with contextlib.suppress(OSError):
+                    run(self._flush_steps(), self._linger if linger is None else linger, "")
+        finally:
+            self._close()
+
+    async def aclose(self, linger: float | None = None) -> None:
+        """As `close`, on asyncio or Trio."""
+        try:
+            if self._flushes():
+                with contextlib.suppress(OSError):
+                    await arun(self._flush_steps(), self._linger if linger is None else linger)
+        finally:
+            self._close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    def _flushes(self) -> bool:
+        """Whether closing has to wait for what is queued."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
 
     def _push(self) -> int:
         """Hand over what is held back; how many bytes are left."""

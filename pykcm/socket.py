@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from pykcm import _kernel, _tcp
 from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
 from pykcm._binding import lib
-from pykcm._messages import DEFAULT_LINGER, Messages, Port, late_with
+from pykcm._messages import Messages, Port, late_with
 from pykcm._standard import StandardCalls
-from pykcm._wait import SendSpace, Steps, Wait, arun, run
+from pykcm._wait import SendSpace, Steps, Wait
 from pykcm.errors import (
     ArgumentError,
     Disconnected,
@@ -276,41 +276,6 @@ class KCMSocket(Messages, StandardCalls):
                 raise late_with(left) from None
 
     # ---- closing ----
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.aclose()
-
-    def close(self, linger: float = DEFAULT_LINGER) -> None:
-        """Close the socket, after what was sent has been handed to TCP.
-
-        The kernel throws away what is still queued when the last descriptor of a KCM socket is
-        closed, and aborts the connection that it was writing to.
-
-        Args:
-            linger: how long to wait for that at most, in seconds.
-
-        Warns:
-            UnsentWarning: bytes were left after that; they are lost unless another descriptor of
-                this socket is open.
-        """
-        try:
-            if self._flushes():
-                with contextlib.suppress(OSError):
-                    run(self._flush_steps(), linger, "")
-        finally:
-            self._close()
-
-    async def aclose(self, linger: float = DEFAULT_LINGER) -> None:
-        """As `close`, on asyncio or Trio."""
-        try:
-            if self._flushes():
-                with contextlib.suppress(OSError):
-                    await arun(self._flush_steps(), linger)
-        finally:
-            self._close()
 
     def _flushes(self) -> bool:
         """Whether closing has to wait for what is queued: nobody else has this socket open."""

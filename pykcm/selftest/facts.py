@@ -38,7 +38,7 @@ def collect(command: Sequence[str]) -> dict[str, str]:
         "kernel version": ".".join(map(str, versions.running())),
         "machine": _machine(),
         "kernel command line": _text("/proc/cmdline"),
-        "taint": _taint(),
+        **_faults_seen(),
         "config": " ".join(f"{option}={value}" for option, value in _config(name.release)),
     }
     return {fact: text for fact, text in facts.items() if text}
@@ -51,13 +51,16 @@ def _machine() -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _taint() -> str:
+def _faults_seen() -> dict[str, str]:
+    """The taint, and how a fault of the kernel's is seen where that is not by its log."""
     try:
-        taint = _faults.tainted()
+        taint, watch = _faults.tainted(), _faults.Watch()
     except OSError as error:
-        return f"unknown: {error}"
+        return {"taint": f"unknown, and no fault of the kernel is seen: {error}"}
+    watch.close()
     names = _faults.new_taints(0, taint)
-    return f"{taint}, by a fault of this kernel before: {', '.join(names)}" if names else str(taint)
+    said = f", by a fault of this kernel before: {', '.join(names)}" if names else ""
+    return {"taint": f"{taint}{said}", "faults are seen by taint only": watch.blind}
 
 
 def _config(release: str) -> list[tuple[str, str]]:

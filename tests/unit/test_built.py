@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import built, kernels
+from ci import built, foreign, kernels
 from ci.kernels import KernelUnavailableError
 
 pytestmark = pytest.mark.skipif(
@@ -187,7 +187,7 @@ def test_nothing_of_that_name() -> None:
 
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="this host has no apt-get")
 def test_no_network_and_an_empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "ARCHIVE", kernels.Archive())
+    monkeypatch.setitem(kernels.ARCHIVES, "", kernels.Archive())
     monkeypatch.setattr(kernels, "machine_archives", lambda: ("http://127.0.0.1:1",) * 2)
     said = problem("6.12")
     assert said.startswith("`apt-get update` failed with status 100: E: ")
@@ -197,7 +197,7 @@ def test_no_network_and_an_empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_series_that_the_archive_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     archive = kernels.Archive()
     archive._found = {"6.1": "linux-image-6.1.0-1-amd64"}
-    monkeypatch.setattr(kernels, "ARCHIVE", archive)
+    monkeypatch.setitem(kernels.ARCHIVES, "", archive)
     assert problem("4.19") == "the Debian archive has 6.1, not 4.19"
 
 
@@ -245,3 +245,46 @@ def test_series_are_found_and_the_newest_is_taken(monkeypatch: pytest.MonkeyPatc
         "linux-image-7.3.4+deb13-rt-amd64": "7.3.4-1~bpo13+1",
         RT_BASE: "7.3.4-1~bpo13+1",
     }
+
+
+# --- Other machines
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("6.12", ("6.12", "")),
+        ("7.3-rt", ("7.3-rt", "")),
+        ("6.12-arm64", ("6.12", "arm64")),
+        ("7.3-rt-s390x", ("7.3-rt", "s390x")),
+    ],
+)
+def test_a_name_is_a_series_and_an_architecture(name: str, parts: tuple[str, str]) -> None:
+    assert kernels.split(name) == parts
+
+
+@pytest.mark.parametrize("name", ["6", "6.12-", "6.12-riscv64", "6.12-arm64-rt", "v6.12", "6.12.1"])
+def test_no_name_of_a_kernel(name: str) -> None:
+    assert not kernels.NAME.fullmatch(name)
+
+
+def test_series_are_sorted_by_number() -> None:
+    names = ["6.9", "5.10", "6.12-rt", "6.12", "6.1"]
+    assert sorted(names, key=kernels.order) == ["5.10", "6.1", "6.9", "6.12", "6.12-rt"]
+
+
+def test_the_modules_for_9p_and_what_they_need(tmp_path: Path) -> None:
+    (tmp_path / "modules.dep").write_text(
+        "kernel/fs/9p/9p.ko.xz: kernel/net/9p/9pnet.ko.xz kernel/fs/netfs/netfs.ko.xz\n"
+        "kernel/net/9p/9pnet.ko.xz:\n"
+        "kernel/net/9p/9pnet_virtio.ko.xz: kernel/net/9p/9pnet.ko.xz\n"
+        "kernel/drivers/virtio/virtio_pci.ko:\n"
+        "kernel/net/9p/9pnet_rdma.ko.xz: kernel/net/9p/9pnet.ko.xz\n"
+    )
+    assert [Path(name).name for name in foreign.modules(tmp_path)] == [
+        "9p.ko.xz",
+        "9pnet.ko.xz",
+        "netfs.ko.xz",
+        "9pnet_virtio.ko.xz",
+        "virtio_pci.ko",
+    ]

@@ -163,11 +163,12 @@ def test_all_series_are_those_of_the_archive_and_make_the_document(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = ["5.10", "6.1", "6.1-rt", "6.12", "6.12-rt", "7.2", "7.2-rt", "7.3", "7.3-rt"]
-    monkeypatch.setattr(kernels.ARCHIVE, "_found", dict.fromkeys(names, "linux-image"))
+    monkeypatch.setattr(kernels.ARCHIVES[""], "_found", dict.fromkeys(names, "linux-image"))
     monkeypatch.setattr("sys.argv", ["ci/matrix", "--all"])
     runs()
     assert matrix.main() == 0
     written = (tmp_path / "docs" / "kernels.md").read_text(encoding="utf-8")
+    names += ["6.12-arm64", "6.12-s390x"]
     assert f"| check | {' | '.join(names)} |" in written
     assert "and 2 checks that passed on all" in capsys.readouterr().out
 
@@ -189,7 +190,9 @@ def test_columns(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kernels.ARCHIVE, "_found", dict.fromkeys(["6.1", "7.2-rt", "7.3-rt"], ""))
+    monkeypatch.setattr(
+        kernels.ARCHIVES[""], "_found", dict.fromkeys(["6.1", "7.2-rt", "7.3-rt"], "")
+    )
     monkeypatch.setattr("sys.argv", ["ci/matrix", *arguments])
     runs()
     assert matrix.main() == 0

@@ -350,7 +350,7 @@ class TestFaults:
 
         monkeypatch.setattr(_faults, "_TAINTED", Path("/nowhere"))
         assert run(passes)[0].status == "pass"
-        assert facts.collect(["kcm"])["taint"].startswith("unknown: ")
+        assert facts.collect(["kcm"])["taint"].startswith("unknown, and no fault ")
 
 
 class TestRepeating:

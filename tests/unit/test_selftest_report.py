@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -295,6 +296,20 @@ def test_without_kcm_the_reason_is_said_once(format: str, here: pytest.MonkeyPat
     assert "unit" not in text
     if format != "json":
         assert text.splitlines()[1] == "1..0 # SKIP there is no AF_KCM"
+
+
+def test_a_reader_that_goes_away() -> None:
+    """As head does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [sys.executable, "-m", "pykcm.selftest.command"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("format", formats.FORMATS)

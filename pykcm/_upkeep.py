@@ -1,0 +1,203 @@
+"""What a Multiplexor does beside what it is asked for: it looks after its transports, and waits."""
+
+from __future__ import annotations
+
+import errno
+import select
+import warnings
+from typing import TYPE_CHECKING
+
+from pykcm._disconnection import Disconnection, Reason
+from pykcm._messages import Messages, MultiplexorCalls, late_with
+from pykcm._wait import SendSpace, Steps, Wait
+from pykcm.errors import Disconnected, KCMOSError, UnreadWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykcm import _kernel
+    from pykcm._clones import Clones
+    from pykcm._transports import Transport, Transports
+    from pykcm.socket import KCMSocket
+
+# How many messages one system call brings; those that were not asked for wait here.
+AHEAD = 64
+
+
+class Upkeep(Messages, MultiplexorCalls):
+    """The part of a Multiplexor that its callers do not see."""
+
+    if TYPE_CHECKING:
+
+        def fileno(self) -> int: ...
+
+    socket: KCMSocket
+    on_disconnect: Callable[[Disconnection], object] | None
+    _closed: bool
+    _transports: Transports
+    _clones: Clones
+    _told: _kernel.Descriptor
+    _all: select.epoll | None
+    _untold: dict[Transport, Disconnection]
+
+    # ---- the life of a transport ----
+
+    def _look(self) -> None:
+        """Drain, take off and report the transports that have ended, as far as can be done now.
+
+        Where something is raised on the way, the next look goes on.
+        """
+        if self._closed:
+            return
+        try:
+            self._transports.look(self._leaves_messages, self._told_of)
+        except OSError as error:
+            if isinstance(error, KCMOSError):
+                raise
+            raise KCMOSError(
+                error.errno or errno.EIO,
+                "transports that have ended could not be taken off; the next call goes on "
+                f"({error.strerror or error})",
+            ) from error
+        finally:
+            self._settle()
+        while self._untold and self.on_disconnect is not None:
+            transport, disconnection = next(iter(self._untold.items()))
+            try:
+                self.on_disconnect(disconnection)
+            finally:
+                self._untold.pop(transport, None)
+
+    def _leaves_messages(self) -> bool:
+        return self._clones.may_receive() or self.socket.recv_disabled
+
+    def _told_of(self, transport: Transport, disconnection: Disconnection) -> None:
+        if disconnection.reason is not Reason.UNATTACHED:
+            if self.on_disconnect is not None:
+                self._untold[transport] = disconnection
+            self._port.report(disconnection)
+        self._port.over = len(self._transports) == 1
+
+    def _settle(self) -> None:
+        """Have what depends on the transports and clones follow them."""
+        port = self._port
+        with self._transports.lock:
+            attached = len(self._transports) > 0
+            if attached:
+                port.over = False
+            if port.attached != attached:
+                self._clones.tell(not attached)
+                port.attached = attached
+            port.ahead = 1 if self._clones.may_receive() else AHEAD
+            port.tell()
+
+    def _let_clones_go(self) -> None:
+        self._transports.let_clones_go()
+
+    def _look_for_ends(self) -> None:
+        if not self.socket.recv_disabled:
+            raise KCMOSError(
+                errno.EBUSY,
+                "messages that are queued here would never be read; set socket.recv_disabled, and "
+                "receive on clones",
+            )
+        if self._port.held:
+            raise KCMOSError(
+                errno.EBUSY,
+                f"{self._port.held} messages that have been received here would never be read; "
+                "receive them first",
+            )
+        self._look()
+
+    def _unattached(self) -> Disconnected:
+        self._port.over = False
+        self._port.tell()
+        if self._transports.last is None:
+            return Disconnected(
+                errno.ENOTCONN, "no transport is attached; attach a connected TCP socket first"
+            )
+        return Disconnected(
+            self._transports.last.errno or errno.EPIPE,
+            f"the last transport is gone, and all its messages were read: {self._transports.last}",
+        )
+
+    def _not_after_fork(self) -> KCMOSError:
+        return KCMOSError(
+            errno.EPERM,
+            "this multiplexor belongs to the process that made it; receive and send on a clone "
+            "that was made before the fork, and close this object",
+        )
+
+    def _check(self) -> None:
+        if self._closed:
+            raise KCMOSError(errno.EBADF, "the multiplexor is closed")
+        if self._port.inherited:
+            raise self._not_after_fork()
+
+    # ---- waiting ----
+
+    def _receive_steps(self) -> Steps[None]:
+        while True:
+            yield Wait(self.fileno())
+            self._look()
+
+    def _send_steps(self) -> Steps[None]:
+        with SendSpace(self._fd(), self._port.watch) as space:
+            while True:
+                yield Wait(space.fileno())
+                space.clear()
+                self._look()
+
+    def _event_steps(self) -> Steps[None]:
+        while True:
+            yield Wait(self._port.watch)
+
+    def _flush_steps(self) -> Steps[None]:
+        self._check()
+        if not self._push():
+            return
+        with SendSpace(self._fd(), self._port.watch) as space:
+            left = 0
+            try:
+                while left := self._push():
+                    self._look()
+                    if not (self._transports or self._port.queueing):
+                        raise Disconnected(
+                            errno.EPIPE, f"{left} bytes were not sent, and no transport is left"
+                        )
+                    yield Wait(space.fileno())
+                    space.clear()
+            except TimeoutError:
+                raise late_with(left) from None
+            finally:
+                self._transports.let_clones_go()
+
+    def _flushes(self) -> bool:
+        return not (self._closed or self._port.inherited)
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        own, shared, described = not self._port.inherited, self._clones.may_receive(), repr(self)
+        unread = self._port.held if own and shared else 0
+        self._closed = True
+        try:
+            if self._all is not None:
+                self._all.close()
+            self._transports.close(restore=own and not shared, hand_over=own)
+            self._told.close()
+            self._clones.close()
+        finally:
+            self.socket._close()
+        if unread:
+            warnings.warn(
+                f"{described} is closed with {unread} messages that were received and not read; "
+                "they are lost",
+                UnreadWarning,
+                stacklevel=3,
+            )
+
+    def __del__(self) -> None:
+        if hasattr(self, "_port") and not self._closed:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+            self._close()
