@@ -294,7 +294,7 @@ class KCMSocket(Messages, StandardCalls):
         described = repr(self)
         self._note_forks()
         self._port.fd = -1
-        super().close()
+        _socket.socket.close(self)  # not Messages.close, which has called this
         self._let_go()
         if left:
             warnings.warn(
