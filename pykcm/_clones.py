@@ -39,12 +39,13 @@ class Clones:
     def may_receive(self) -> bool:
         """Whether another socket may receive some of the messages.
 
-        A clone that was closed before any other process could have it does not count.
+        A clone that was closed before any other process could have it does not count, whoever forks
+        afterwards.
         """
         self._made = [
             (clone, port)
             for clone, port in self._made
-            if (clone() is not None and port.fd >= 0) or port.forked or port.shared
+            if (clone() is not None and port.fd >= 0) or port.shared
         ]
         return bool(self._made)
 

@@ -1073,7 +1073,8 @@ static int wait_to_receive(struct call *call, double deadline)
 	if (ready > 0 && port->watched && fds[0].revents && !only_events &&
 	    owner_does(call->owner, "_look") < 0)
 		return -1;
-	return ready || now() < deadline;
+	/* It is tried once more in any case; what is always readable must not keep it from its end. */
+	return now() < deadline;
 }
 
 /* Raise what a call that may wait no longer raises; or return what send_many did. */

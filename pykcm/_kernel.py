@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pykcm._binding import ffi, lib
+from pykcm.errors import KCMOSError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -184,7 +185,11 @@ def copy_of(buffer: Buffer) -> bytes:
             if copied < 0:  # this kernel or sandbox can't tell
                 return flat.tobytes()
             if copied < len(flat):
-                raise OSError(errno.EFAULT, "the buffer can't be read to its end")
+                raise KCMOSError(
+                    errno.EFAULT,
+                    "the buffer cannot be read to its end, as a mapping of a file that was cut "
+                    "short; nothing of it was sent",
+                )
             return bytes(copy)
 
 

@@ -348,7 +348,7 @@ class _Call:
             raise _make["error"]("receive", errno.EBADF)
         if self.kind != "event" and any(fd == port.watch for fd, _ in ready):
             self.owner._look()
-        return bool(ready) or time.monotonic() < deadline
+        return time.monotonic() < deadline
 
     def drive(self, timeout: Any) -> Any:
         """Make the call in a thread."""

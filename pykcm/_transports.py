@@ -223,9 +223,10 @@ class Transports:
             ended = events & (select.EPOLLRDHUP | select.EPOLLHUP)
             if ended or self._has_failed(transport):
                 self.begin_draining(transport)
-            else:
+            elif fd not in self._with_error_queue:
                 # What is in a socket's error queue (time stamps, zero-copy notices) looks like an
-                # error, and stays until the caller takes it.
+                # error, and stays until the caller takes it.  Once only: each change of what is
+                # watched tells the edge anew.
                 self._with_error_queue.add(fd)
                 self.watch.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
         self._interrupted = False

@@ -165,10 +165,17 @@ class Multiplexor(Upkeep):
         transport = self._transports.find(tcp)
         if transport is None:
             raise AttachError(errno.ENOENT, "the TCP socket is not attached to this multiplexor")
-        if self._push():
-            # Taking off a connection that the kernel is writing to aborts it.
-            yield from self._flush_steps()
-        return (yield from self._transports.unattach_steps(transport, self._look))
+        try:
+            if self._push():
+                # Taking off a connection that the kernel is writing to aborts it.
+                yield from self._flush_steps()
+            return (yield from self._transports.unattach_steps(transport, self._look))
+        except OSError as error:
+            if isinstance(error, (KCMOSError, TimeoutError)):
+                raise
+            from pykcm import _explain
+
+            raise _explain.explain(error, _explain.UNATTACH, tcp=tcp.fileno()) from error
 
     def fileno(self) -> int:
         """A descriptor that is readable when `recv` would not wait, or a transport has ended.

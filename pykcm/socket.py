@@ -292,8 +292,9 @@ class KCMSocket(Messages, StandardCalls):
     def _close(self) -> None:
         left = self._left_behind()
         described = repr(self)
+        self._note_forks()
         self._port.fd = -1
-        _socket.socket.close(self)
+        _socket.socket.close(self)  # not Messages.close, which has called this
         self._let_go()
         if left:
             warnings.warn(
@@ -308,6 +309,11 @@ class KCMSocket(Messages, StandardCalls):
         if self._end is not None:
             self._end.close()
 
+    def _note_forks(self) -> None:
+        """Another process may have this socket after it is closed here: who forks later has not."""
+        if self._port.forked:
+            self._port.shared = True
+
     def _left_behind(self) -> int:
         """Bytes that are lost when this object's descriptor is closed."""
         port = self._port
@@ -321,6 +327,7 @@ class KCMSocket(Messages, StandardCalls):
         if not hasattr(self, "_port"):
             return
         left = self._left_behind()
+        self._note_forks()
         self._let_go()
         if left:
             warnings.warn(

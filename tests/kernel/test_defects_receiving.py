@@ -6,6 +6,7 @@ The numbers are those of the list by which they were fixed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -97,9 +98,9 @@ def test_8_kernel_tls(mux: Multiplexor, pair: Pair) -> None:
     except FileNotFoundError:
         pytest.skip("this kernel has no kernel TLS")
     if kernel() < (6, 6):
-        with pytest.raises(pykcm.AttachError, match="EOPNOTSUPP") as info:
+        with pytest.raises(pykcm.AttachError, match="ciphertext") as info:
             mux.attach(near)
-        assert "ciphertext" in str(info.value)
+        assert info.value.errno == errno.EOPNOTSUPP
         assert mux.transports == []
         return
     mux.attach(near)
@@ -240,8 +241,9 @@ def test_54_the_first_batch_needs_little_memory(pair: Pair) -> None:
 
     def run() -> None:
         kcm.attach(near, FRAMING)
-        deliver(far, near, b"".join(sent))
-        eventually(lambda: parsed(near))
+        for each in sent:  # of a segment with many, few would fit into the KCM socket's buffer
+            deliver(far, near, each)
+            eventually(lambda: parsed(near))
         before, start = resident(), time.monotonic()
         assert kcm.recv_many(64, timeout=PATIENCE) == sent
         grown = resident() - before

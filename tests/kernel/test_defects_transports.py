@@ -133,8 +133,8 @@ def test_21_a_thousand_connections_reset_at_once(mux: Multiplexor) -> None:
             start = time.monotonic()
         print(f"the longest recv(timeout=1) lasted {longest:.2f} s")
         assert {report.reason for report in reports} == {Reason.RESET}
-        # The guest is some ten times slower than its host.
-        assert longest < 1 + 10 * 0.2
+        # Each report costs about 2 ms in an emulated guest, a tenth of it on its host.
+        assert longest < 1 + 3
         assert mux.transports == [live[0]]
         works(mux, live)
 
