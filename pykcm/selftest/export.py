@@ -18,27 +18,29 @@ _PACKAGE = Path(pykcm.__file__).parent
 
 # What is in the file as it is here.
 _MODULES = (
+    "_explain.py",
     "_faults.py",
-    "_features.py",
     "_loopback.py",
     "_offset.py",
-    "bpf/assembler.py",
-    "bpf/instructions.py",
-    "bpf/system.py",
+    "_tcp.py",
+    "_trials.py",
+    "bpf/*.py",
     "errors.py",
+    "selftest/*.py",
+    "selftest/checks/*.py",
+    "selftest/stress/*.py",
     "statistics.py",
 )
-_SELFTEST = ("*.py", "checks/*.py", "stress/*.py")
 # What the others are for, which need more.
-_WITHOUT = ("export.py", "traffic.py")
+_WITHOUT = {"bpf/elf.py", "selftest/export.py", "selftest/traffic.py"}
 
 # What is in the place of another module.
 _REPLACED = {
-    "_binding.py": "binding.py",
-    "_kernel.py": "kernel.py",
-    "bpf/helpers.py": "helpers.py",
-    "bpf/program.py": "program.py",
+    "_binding.py": "selftest/portable/binding.py",
+    "_kernel.py": "selftest/portable/kernel.py",
+    "bpf/_helpers.py": "selftest/portable/helpers.py",
 }
+_PACKAGE_TEXT = f'__version__ = "{pykcm.__version__}"\n'
 _MAIN = """\
 import sys
 
@@ -46,10 +48,6 @@ from pykcm.selftest.command import main
 
 sys.exit(main(sys.argv[1:], ("python3", sys.argv[0])))
 """
-_WRITTEN = {
-    "pykcm/__init__.py": f'__version__ = "{pykcm.__version__}"\n',
-    "pykcm/bpf/__init__.py": "from pykcm.bpf.program import Program\n",
-}
 
 # So that the same modules make the same file.
 _TIME = (1980, 1, 1, 0, 0, 0)
@@ -78,16 +76,11 @@ def write(path: str) -> None:
 
 def modules() -> Iterator[tuple[str, str]]:
     """The modules of a pykcm that is no more than the selftest, by ctypes: paths and texts."""
-    yield from _WRITTEN.items()
-    for name in _MODULES:
-        yield f"pykcm/{name}", _text(_PACKAGE / name)
+    yield "pykcm/__init__.py", _PACKAGE_TEXT
     for name, portable in _REPLACED.items():
-        yield f"pykcm/{name}", _text(_PACKAGE / "selftest/portable" / portable)
-    for pattern in _SELFTEST:
-        for path in (_PACKAGE / "selftest").glob(pattern):
-            if path.name not in _WITHOUT:
-                yield f"pykcm/{path.relative_to(_PACKAGE)}", _text(path)
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+        yield f"pykcm/{name}", (_PACKAGE / portable).read_text(encoding="utf-8")
+    for pattern in _MODULES:
+        for path in _PACKAGE.glob(pattern):
+            name = str(path.relative_to(_PACKAGE))
+            if name not in _WITHOUT and name not in _REPLACED:
+                yield f"pykcm/{name}", path.read_text(encoding="utf-8")

@@ -65,30 +65,36 @@ def bpf(command: int, attributes: bytes | bytearray) -> int:
 
 
 def load(
-    kind: int, code: bytes, name: bytes = b"", log: ctypes.Array[ctypes.c_char] | None = None
+    kind: int,
+    code: bytes,
+    name: bytes = b"",
+    log: bytearray | None = None,
+    license: bytes = b"Dual MIT/GPL",
 ) -> int:
-    """The descriptor of a BPF program of a type; close-on-exec.
+    """The descriptor of a new BPF program, close-on-exec.
 
     Args:
-        kind: a BPF_PROG_TYPE_….
+        kind: a BPF_PROG_TYPE_*.
         code: its instructions.
         name: up to 15 letters, digits, '_' and '.'.
-        log: where the verifier's words go.
+        log: where the verifier's words go, with a NUL after them.
+        license: under which it is.
 
     Raises:
         OSError: it was refused.
     """
     instructions = ctypes.create_string_buffer(code, len(code))
-    licence = ctypes.create_string_buffer(b"Dual MIT/GPL")
+    licence = ctypes.create_string_buffer(license)
+    room = (ctypes.c_char * len(log)).from_buffer(log) if log else None
     attributes = struct.pack(
         "IIQQIIQII16s",
         kind,
         len(code) // 8,
         ctypes.addressof(instructions),
         ctypes.addressof(licence),
-        1 if log else 0,
-        len(log) if log else 0,
-        ctypes.addressof(log) if log else 0,
+        1 if room else 0,
+        len(room) if room else 0,
+        ctypes.addressof(room) if room else 0,
         0,
         0,
         name,

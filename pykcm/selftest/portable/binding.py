@@ -1,4 +1,4 @@
-"""The constants of pykcm._binding, from include/uapi/linux/kcm.h, kcm_ioctl's and socket.h."""
+"""The constants of pykcm._binding: include/uapi/linux/kcm.h, linux/socket.h and linux/bpf.h."""
 
 from __future__ import annotations
 
@@ -12,3 +12,11 @@ class lib:  # noqa: N801 - it is called so everywhere
     MSG_BATCH = 0x40000
     MSG_WAITFORONE = 0x10000
     PYKCM_BATCH = 64
+    BPF_PROG_TYPE_SOCKET_FILTER = 1
+
+
+class ffi:  # noqa: N801
+    @staticmethod
+    def string(text: bytes) -> bytes:
+        """What stands before the first NUL."""
+        return text.partition(b"\0")[0]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pykcm._binding import lib
+from pykcm.selftest import syscalls
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -90,6 +91,48 @@ def receive_many(
     many = (_Many * count)(*(_Many(message) for message, _ in made))
     received = _called("recvmmsg", fd, many, count, flags | lib.MSG_WAITFORONE, None)
     return [(many[place].size, many[place].message.flags) for place in range(received)]
+
+
+class _Info(ctypes.Structure):
+    """struct bpf_prog_info, of which older kernels have less."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_ubyte * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * 16),
+        ("more", ctypes.c_uint32 * 38),
+        ("verified_insns", ctypes.c_uint32),
+    ]
+
+
+def bpf_load(
+    code: bytes,
+    license: bytes,
+    name: bytes,
+    log: bytearray | None = None,
+    type: int | None = None,
+    btf: bytes = b"",
+    functions: bytes = b"",
+) -> int:
+    kind = lib.BPF_PROG_TYPE_SOCKET_FILTER if type is None else type
+    return syscalls.load(kind, code, name, log, license)
+
+
+def bpf_info(fd: int, translated: int = 0) -> tuple[Any, bytes]:
+    room = ctypes.create_string_buffer(max(translated, 1))
+    info = _Info(xlated_prog_len=translated, xlated_prog_insns=ctypes.addressof(room))
+    attributes = struct.pack("IIQ", fd, ctypes.sizeof(info), ctypes.addressof(info))
+    syscalls.bpf(syscalls.BPF_OBJ_GET_INFO_BY_FD, attributes)
+    return info, room.raw[:translated]
 
 
 def _message(buffers: Sequence[Buffer]) -> tuple[_Message, Any]:
