@@ -106,7 +106,7 @@ class Transport:
         self.fd = self.descriptor.fileno()
         self.attached = _kernel.integer()
         self.error = _kernel.integer()
-        self.options: _tcp.Options | None = None
+        self.options = _tcp.Options()
         self.peer: Any = None
         with contextlib.suppress(OSError):
             self.peer = tcp.getpeername()
@@ -172,8 +172,13 @@ class Transports:
             # First, since a connection that could not be watched would have to be taken off, and
             # what the kernel has parsed would be lost to the caller.
             self.watch.register(transport.fd, select.EPOLLRDHUP)
-            transport.options = kcm._attach(
-                transport.fd, program_fd, max_length, allow_small_buffer, transport.attached
+            kcm._attach(
+                transport.fd,
+                program_fd,
+                max_length,
+                allow_small_buffer,
+                transport.options,
+                transport.attached,
             )
         except BaseException:
             if not transport.attached[0]:
@@ -239,8 +244,7 @@ class Transports:
             if not transport.error[0]:
                 with contextlib.suppress(OSError):
                     _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_ERROR, transport.error)
-            if transport.options is not None:
-                transport.options.restore(fd)
+            transport.options.restore(fd)
             number = transport.error[0]
             transport.disconnection = Disconnection(
                 transport.tcp,
@@ -261,8 +265,9 @@ class Transports:
     def _forget(self, transport: Transport) -> None:
         self._unwatch(transport)
         self._by_tcp.pop(id(transport.tcp), None)
-        self.draining.pop(transport.fd, None)
         self._by_fd.pop(transport.fd, None)
+        # After that, so that whoever is still attached or listed is also looked at again.
+        self.draining.pop(transport.fd, None)
         transport.descriptor.close()
 
     def _unwatch(self, transport: Transport) -> None:

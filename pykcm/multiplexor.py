@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import select
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 # How many messages one system call brings; those that were not asked for wait here.
 _AHEAD = 64
 
-# How long a look waits for another thread's, in seconds.
-_ANOTHERS_LOOK = 0.05
+# When a look that an exception ended is made again, in seconds.
+_AGAIN = 0.05
 
 
 class Multiplexor(Messages, MultiplexorCalls):
@@ -82,7 +83,7 @@ class Multiplexor(Messages, MultiplexorCalls):
         self._lock = RLock()
         self._clones: list[tuple[weakref.ref[KCMSocket], Port]] = []
         self._last: Disconnection | None = None
-        self._untold: dict[Transport, Disconnection] = {}
+        self._untold: collections.deque[Disconnection] = collections.deque()
         port = self._port = self.socket._port
         port.watch = self._transports.watch.fileno()
         port.told = self._told.fileno()
@@ -269,25 +270,22 @@ class Multiplexor(Messages, MultiplexorCalls):
 
         Where something is raised on the way, the next look goes on.
         """
-        if self._lock.acquire(timeout=_ANOTHERS_LOOK):
-            try:
+        try:
+            # By `with`, which no signal's handler can leave with the lock held; for others it is
+            # short, since a look never waits.
+            with self._lock:
                 self._look_alone()
-            except OSError as error:
-                if isinstance(error, KCMOSError):
-                    raise
-                raise KCMOSError(
-                    error.errno or errno.EIO,
-                    "transports that have ended could not be taken off; the next call goes on "
-                    f"({error.strerror or error})",
-                ) from error
-            finally:
-                self._lock.release()
+        except OSError as error:
+            if isinstance(error, KCMOSError):
+                raise
+            raise KCMOSError(
+                error.errno or errno.EIO,
+                "transports that have ended could not be taken off; the next call goes on "
+                f"({error.strerror or error})",
+            ) from error
         while self._untold and self.on_disconnect is not None:
-            transport, disconnection = next(iter(self._untold.items()))
-            try:
-                self.on_disconnect(disconnection)
-            finally:
-                self._untold.pop(transport, None)
+            # C alone lies between taking one and calling: so each is told of once.
+            next(map(self.on_disconnect, iter(self._untold.popleft, None)))
 
     def _look_alone(self) -> None:
         if self._closed:
@@ -297,7 +295,7 @@ class Multiplexor(Messages, MultiplexorCalls):
         draining = list(transports.draining.values())
         if draining:
             # First, for what may be raised on the way.
-            self._timer.set_timer(_ANOTHERS_LOOK)
+            self._timer.set_timer(_AGAIN)
             by_clones = self._is_shared() or self.socket.recv_disabled
             ready, soon = self._drain.advance(draining, by_clones)
             for transport in ready:
@@ -312,8 +310,8 @@ class Multiplexor(Messages, MultiplexorCalls):
         disconnection = self._transports.take_off(self.socket, transport)
         if disconnection.reason is not Reason.UNATTACHED:
             self._last = disconnection
-            if self.on_disconnect is not None:
-                self._untold[transport] = disconnection
+            if self.on_disconnect is not None and disconnection not in self._untold:
+                self._untold.append(disconnection)
             self._port.report(disconnection)
         if len(self._transports) == 1:
             self._port.over = True
@@ -454,7 +452,7 @@ class Multiplexor(Messages, MultiplexorCalls):
             if self._all is not None:
                 self._all.close()
             for transport in self._transports:
-                if own and not self._clones and transport.options is not None:
+                if own and not self._clones:
                     transport.options.restore(transport.fd)
                 if own and transport.hand_over:
                     transport.tcp.close()

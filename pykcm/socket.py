@@ -169,9 +169,15 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
         self._fd()
         tcp_fd = descriptor_of(tcp)
         number, max_length = self._delineate(framing)
-        before = self._attach(tcp_fd, number, max_length, allow_small_buffer)
+        cookie = None
         with contextlib.suppress(OSError):
-            self._options[_tcp.cookie(tcp_fd)] = before
+            cookie = _tcp.cookie(tcp_fd)
+        options, done = _tcp.Options(), _kernel.integer()
+        try:
+            self._attach(tcp_fd, number, max_length, allow_small_buffer, options, done)
+        finally:
+            if done[0] and cookie is not None:
+                self._options[cookie] = options
 
     def _delineate(self, framing: Delineation) -> tuple[int, int | None]:
         """A program's descriptor, and the longest message if it is known.
@@ -204,20 +210,21 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
         program_fd: int,
         max_length: int | None,
         allow_small_buffer: bool,
-        done: Any = None,
-    ) -> _tcp.Options:
-        """Attach a descriptor; returns what was set on it before.
+        options: _tcp.Options,
+        done: Any,
+    ) -> None:
+        """Attach a descriptor.
 
         Args:
+            options: they are set on it, and set back if it is not attached.
             done: an `int[1]`, set to 1 when it is attached, whatever exception comes then.
         """
         from pykcm import _explain, _trials
 
-        done = _kernel.integer() if done is None else done
         try:
             _trials.refuse_unfit(tcp_fd)
-            before = _tcp.prepare(tcp_fd)
             try:
+                options.prepare(tcp_fd)
                 if max_length is None:
                     # The kernel refuses a message longer than the buffer, so that this is a bound
                     # also for a program that states none.
@@ -239,7 +246,7 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
                 _kernel.attach(self._fd(), tcp_fd, program_fd, done)
             except BaseException:
                 if not done[0]:
-                    before.restore(tcp_fd)
+                    options.restore(tcp_fd)
                 raise
         except OSError as error:
             if isinstance(error, KCMOSError):
@@ -247,7 +254,6 @@ class KCMSocket(Messages, SocketCalls, _socket.socket):
             raise _explain.explain(
                 error, _explain.ATTACH, tcp=tcp_fd, program=program_fd
             ) from error
-        return before
 
     def unattach(self, tcp: _socket.socket | int) -> None:
         """Take a TCP connection off the multiplexor (SIOCKCMUNATTACH).
