@@ -62,7 +62,8 @@ class _Striker:
         try:
             return action()
         except Exception as error:
-            return error
+            error.__context__ = None
+            return error.with_traceback(None)  # which would keep what the call's frames had
         finally:
             sys.settrace(before)
 
@@ -118,12 +119,12 @@ def strike_everywhere(case: Callable[[], Case], *, lines: bool = False) -> int:
     while missed < 2:  # in how many steps a wait ends may differ
         before = descriptors()
         running = case()
-        outcome = [striker.call(next(running))]
+        outcome = striker.call(next(running))
         try:
             with sentinels():
                 with contextlib.suppress(StopIteration):
-                    running.send(outcome.pop())  # else its traceback would keep what it has
-                del running
+                    running.send(outcome)
+                del running, outcome
                 if descriptors() != before:
                     gc.collect()
                 left = descriptors()

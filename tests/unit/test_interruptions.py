@@ -5,9 +5,16 @@ A Unix socket of packets stands in for the KCM socket, and the calls of KCM's ow
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import contextlib
+import errno
+import functools
+import gc
 import os
+import resource
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -19,7 +26,13 @@ import pykcm
 from pykcm import Multiplexor, Reason, _kernel
 from pykcm._binding import lib
 from pykcm.socket import KCMSocket
-from tests.strikes import Case, Connections, Strike, strike_everywhere
+from tests.strikes import Case, Connections, Storm, Strike, descriptors, strike_everywhere
+
+# What strikes a __del__, Python itself can but report.
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 PATIENCE = 20.0
 
@@ -262,3 +275,202 @@ def test_opening_and_closing(world: World) -> None:
 
     with near, far:
         strike(closing, 100)
+
+
+@contextlib.contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    """A descriptor table with room for so many more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = [os.open("/dev/null", os.O_RDONLY) for _ in range(descriptors + 8)]
+    top = max(fillers) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top, limits[1]))
+    holes = []
+    while True:
+        try:
+            holes.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            break
+    for fd in fillers[:descriptors]:
+        os.close(fd)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in fillers[descriptors:] + holes:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("step", ["attach", "unattach beside a clone", "clone", "end", "fileno"])
+def test_a_full_descriptor_table(world: World, step: str) -> None:
+    """The call for which the k-th descriptor fails is refused by name, and works later."""
+    near, far = world.connections.new()
+    clone = world.mux.clone() if "clone" in step else None
+    refused = 0
+    for k in range(12):
+        before = descriptors()
+        if step == "unattach beside a clone":
+            world.mux.attach(near)
+        elif step == "end":
+            near, far = world.connections.new()
+            world.mux.attach(near)
+            far.close()
+            before = descriptors()
+
+        def call() -> object:
+            if step == "attach":
+                return world.mux.attach(near)
+            if step == "clone":
+                return world.mux.clone().close()
+            if step == "fileno":
+                return world.mux.fileno()
+            if step == "end":
+                return list(world.mux.disconnections())
+            return world.mux.unattach(near, timeout=PATIENCE)
+
+        reports: Any = []
+        with room_for(k):
+            try:
+                reports = call()
+                done = True
+            except pykcm.KCMOSError as error:
+                assert error.errno in (errno.EMFILE, errno.ENFILE), error
+                done = False
+        refused += not done
+        if not done:
+            reports = call()
+        if step == "end":
+            assert [report.tcp for report in reports] == [near]
+            near.close()
+        elif step == "attach":
+            world.mux.unattach(near, timeout=PATIENCE)
+        if step == "end":
+            before = {fd: what for fd, what in before.items() if fd in descriptors()}
+        if step != "fileno":
+            assert descriptors() == before
+        if clone is None:
+            world.rest([], world.arrive(1))
+        world.true()
+    print(f"{refused} times refused")
+    near.close()
+    far.close()
+    if clone:
+        clone.close()
+
+
+def test_closing_twice_when_the_callback_raises(world: World) -> None:
+    def callback(disconnection: pykcm.Disconnection) -> None:
+        raise Strike
+
+    mux = Multiplexor(0)
+    near, far = world.connections.new()
+    before = descriptors()
+    with near, far:
+        mux.attach(near)
+        mux.on_disconnect = callback
+        far.close()
+        with pytest.raises(Strike):
+            mux.recv(timeout=1)
+        ours = [os.memfd_create("ours") for _ in range(3)]
+        inodes = [os.fstat(fd).st_ino for fd in ours]
+        mux.close()
+        mux.close()
+        more = [os.memfd_create("ours") for _ in range(6)]
+        inodes += [os.fstat(fd).st_ino for fd in more]
+        mux.close()
+        mux.socket.close()
+        del mux
+        gc.collect()
+        assert [os.fstat(fd).st_ino for fd in ours + more] == inodes
+        for fd in ours + more:
+            os.close(fd)
+    assert descriptors().keys() <= before.keys()
+
+
+def test_two_threads(world: World) -> None:
+    got: list[list[bytes]] = [[], []]
+    count = 4000
+
+    def receive(mine: list[bytes]) -> None:
+        while sum(map(len, got)) < count:
+            with contextlib.suppress(TimeoutError):
+                mine += world.mux.recv_many(7, timeout=0.02)
+
+    threads = [threading.Thread(target=receive, args=(mine,)) for mine in got]
+    for thread in threads:
+        thread.start()
+    expected = []
+    ends = []
+    for i in range(count // 10):
+        expected += world.arrive(10)
+        if i % 20 == 0:
+            near, far = world.connections.new()
+            world.mux.attach(near)
+            far.close()
+            ends.append(near)
+    for thread in threads:
+        thread.join()
+    assert sorted(got[0] + got[1]) == sorted(expected)
+    reports: list[pykcm.Disconnection] = []
+    end = time.monotonic() + PATIENCE
+    while len(reports) < len(ends) and time.monotonic() < end:
+        reports += world.mux.disconnections()
+    assert sorted(id(report.tcp) for report in reports) == sorted(map(id, ends))
+    world.true()
+    for near in ends:
+        near.close()
+
+
+def test_two_tasks_and_cancellations(world: World) -> None:
+    async def main() -> None:
+        first = asyncio.create_task(world.mux.arecv())
+        await asyncio.sleep(0.01)
+        with pytest.raises(pykcm.KCMOSError) as info:
+            await world.mux.arecv()
+        assert info.value.errno == errno.EBUSY
+        expected = world.arrive(1)
+        assert await first == expected[0]
+        got: list[bytes] = []
+        expected = []
+        for i in range(300):
+            task = asyncio.create_task(world.mux.arecv())
+            for _ in range(i % 7):
+                await asyncio.sleep(0)
+            expected += world.arrive(1)
+            for _ in range(i % 5):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                got.append(await task)
+        while len(got) < 300:
+            got.append(await world.mux.arecv())
+        assert got == expected
+
+    asyncio.run(main())
+    world.true()
+
+
+def test_receiving_in_a_storm(world: World) -> None:
+    count = 6000
+    expected = [b"%d" % number for number in range(count)]
+
+    def write() -> None:
+        for number in range(count):
+            world.wire.send(expected[number])
+
+    got: collections.deque[bytes] = collections.deque()
+    thread = threading.Thread(target=write)
+    with Storm(0.0003) as storm:
+        thread.start()
+        end = time.monotonic() + PATIENCE
+        while len(got) < count and time.monotonic() < end:
+            # Extended by C alone, so that nothing can come between a call and its result.
+            receive = iter(functools.partial(world.mux.recv, timeout=0.05), None)
+            with contextlib.suppress(Strike, TimeoutError):
+                storm.armed = True
+                got.extend(receive)
+            storm.armed = False
+    thread.join()
+    print(f"{storm.strikes} strikes")
+    assert list(got) == expected
+    assert storm.strikes > 10
+    world.true()
