@@ -53,20 +53,21 @@ class Attaching:
         program_fd: int,
         max_length: int | None,
         allow_small_buffer: bool,
-        done: Any = None,
-    ) -> _tcp.Options:
-        """Attach a descriptor; returns what was set on it before.
+        options: _tcp.Options,
+        done: Any,
+    ) -> None:
+        """Attach a descriptor.
 
         Args:
+            options: they are set on it, and set back if it is not attached.
             done: an `int[1]`, set to 1 when it is attached, whatever exception comes then.
         """
         from pykcm import _explain, _trials
 
-        done = _kernel.integer() if done is None else done
         try:
             _trials.refuse_unfit(tcp_fd)
-            before = _tcp.prepare(tcp_fd)
             try:
+                options.prepare(tcp_fd)
                 if max_length is None:
                     # The kernel refuses a message longer than the buffer, so that this is a bound
                     # also for a program that states none.
@@ -88,7 +89,7 @@ class Attaching:
                 _kernel.attach(kcm._fd(), tcp_fd, program_fd, done)
             except BaseException:
                 if not done[0]:
-                    before.restore(tcp_fd)
+                    options.restore(tcp_fd)
                 raise
         except OSError as error:
             if isinstance(error, KCMOSError):
@@ -96,7 +97,6 @@ class Attaching:
             raise _explain.explain(
                 error, _explain.ATTACH, tcp=tcp_fd, program=program_fd
             ) from error
-        return before
 
     def close(self) -> None:
         """Close the program that was loaded; the transports keep it."""

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import select
 import socket
-from typing import NamedTuple
 
 from pykcm import _kernel
 
@@ -96,29 +95,33 @@ def parse_again(fd: int) -> None:
     _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
-class Options(NamedTuple):
-    """What the caller had set on a TCP socket that is attached."""
+class Options:
+    """What a transport needs set on its TCP socket, and what the caller had set.
 
-    low_water_mark: int
-    inline: int
+    Its owner has it before anything is changed, so that no exception can come between.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int] | None = None
+
+    def prepare(self, fd: int) -> None:
+        """Set what it needs: no message may lie in TCP because it is short, and what lies behind
+        urgent data has to be counted."""
+        self._before = (
+            _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT),
+            _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE),
+        )
+        _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def restore(self, fd: int) -> None:
-        """Set it again."""
+        """Set again what was set before."""
+        if self._before is None:
+            return
+        low_water_mark, inline = self._before
         with contextlib.suppress(OSError):
-            _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, self.low_water_mark)
-            _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, self.inline)
-
-
-def prepare(fd: int) -> Options:
-    """Set what a transport needs: no message may lie in TCP because it is short, and what lies
-    behind urgent data has to be counted; returns what was set before."""
-    before = Options(
-        _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT),
-        _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE),
-    )
-    _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-    _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-    return before
+            _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water_mark)
+            _kernel.set_option(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
 
 
 def make_room(fd: int, max_length: int) -> int:

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from pykcm._wait import Steps
     from pykcm.socket import KCMSocket
 
-# How long a look waits for another thread's, and after how long it comes again if something is
-# raised on its way, in seconds.
-_ANOTHERS_LOOK = 0.05
+# When a look that an exception ended is made again, in seconds.
+_AGAIN = 0.05
 
 
 class Transport:
@@ -62,7 +61,7 @@ class Transport:
         self.fd = self.descriptor.fileno()
         self.attached = _kernel.integer()
         self.error = _kernel.integer()
-        self.options: _tcp.Options | None = None
+        self.options = _tcp.Options()
         self.peer: Any = None
         with contextlib.suppress(OSError):
             self.peer = tcp.getpeername()
@@ -95,8 +94,7 @@ class Transport:
             if not self.error[0]:
                 with contextlib.suppress(OSError):
                     _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_ERROR, self.error)
-            if self.options is not None:
-                self.options.restore(fd)
+            self.options.restore(fd)
             number = self.error[0]
             if self.target is not None:
                 reason = Reason.UNATTACHED
@@ -163,12 +161,13 @@ class Transports:
             # First, since a connection that could not be watched would have to be taken off, and
             # what the kernel has parsed would be lost to the caller.
             self.watch.register(transport.fd, select.EPOLLRDHUP)
-            transport.options = self._kcm._attaching.attach(
+            self._kcm._attaching.attach(
                 self._kcm,
                 transport.fd,
                 program_fd,
                 max_length,
                 allow_small_buffer,
+                transport.options,
                 transport.attached,
             )
         except BaseException:
@@ -187,14 +186,14 @@ class Transports:
             by_clones: whether others receive, so that messages are left to them.
             told: is given each that was taken off, perhaps twice.
         """
-        if not self.lock.acquire(timeout=_ANOTHERS_LOOK):
-            return
-        try:
+        # By `with`, which no signal's handler can leave with the lock held; for other threads it is
+        # short, since a look never waits.
+        with self.lock:
             self._notice()
             if not self.draining:
                 return
             # First, for what may be raised on the way.
-            self._timer.set_timer(_ANOTHERS_LOOK)
+            self._timer.set_timer(_AGAIN)
             ready, soon = self._drain.advance(
                 list(self.draining.values()), self._by_fd, by_clones()
             )
@@ -207,8 +206,6 @@ class Transports:
             self._timer.set_timer(soon if self.draining else 0)
             if not self.draining:
                 self._drain.close()
-        finally:
-            self.lock.release()
 
     def _notice(self) -> None:
         """Note which have ended."""
@@ -285,8 +282,9 @@ class Transports:
     def _forget(self, transport: Transport) -> None:
         self._unwatch(transport)
         self._by_tcp.pop(id(transport.tcp), None)
-        self.draining.pop(transport.fd, None)
         self._by_fd.pop(transport.fd, None)
+        # After that, so that whoever is still attached or listed is also looked at again.
+        self.draining.pop(transport.fd, None)
         transport.descriptor.close()
 
     def _unwatch(self, transport: Transport) -> None:
@@ -303,7 +301,7 @@ class Transports:
         """
         self._drain.close()
         for transport in self:
-            if restore and transport.options is not None:
+            if restore:
                 transport.options.restore(transport.fd)
             if hand_over and transport.hand_over:
                 transport.tcp.close()

@@ -13,6 +13,7 @@ from pykcm._wait import SendSpace, Steps, Wait
 from pykcm.errors import Disconnected, KCMOSError, UnreadWarning
 
 if TYPE_CHECKING:
+    import collections
     from collections.abc import Callable
 
     from pykcm import _kernel
@@ -38,7 +39,7 @@ class Upkeep(Messages, MultiplexorCalls):
     _clones: Clones
     _told: _kernel.Descriptor
     _all: select.epoll | None
-    _untold: dict[Transport, Disconnection]
+    _untold: collections.deque[Disconnection]
 
     # ---- the life of a transport ----
 
@@ -62,19 +63,16 @@ class Upkeep(Messages, MultiplexorCalls):
         finally:
             self._settle()
         while self._untold and self.on_disconnect is not None:
-            transport, disconnection = next(iter(self._untold.items()))
-            try:
-                self.on_disconnect(disconnection)
-            finally:
-                self._untold.pop(transport, None)
+            # C alone lies between taking one and calling: so each is told of once.
+            next(map(self.on_disconnect, iter(self._untold.popleft, None)))
 
     def _leaves_messages(self) -> bool:
         return self._clones.may_receive() or self.socket.recv_disabled
 
     def _told_of(self, transport: Transport, disconnection: Disconnection) -> None:
         if disconnection.reason is not Reason.UNATTACHED:
-            if self.on_disconnect is not None:
-                self._untold[transport] = disconnection
+            if self.on_disconnect is not None and disconnection not in self._untold:
+                self._untold.append(disconnection)
             self._port.report(disconnection)
         self._port.over = len(self._transports) == 1
 

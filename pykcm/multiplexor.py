@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import select
 import socket as _socket
@@ -69,7 +70,7 @@ class Multiplexor(Upkeep):
         # Readable while messages wait in this object.
         self._told = _kernel.Descriptor.event()
         self._all: select.epoll | None = None
-        self._untold: dict[Transport, Disconnection] = {}
+        self._untold: collections.deque[Disconnection] = collections.deque()
         port = self._port = self.socket._port
         port.watch = self._transports.watch.fileno()
         port.told = self._told.fileno()

@@ -159,9 +159,17 @@ class KCMSocket(Messages, StandardCalls):
         self._fd()
         tcp_fd = descriptor_of(tcp)
         program_fd, max_length = self._attaching.delineate(framing)
-        before = self._attaching.attach(self, tcp_fd, program_fd, max_length, allow_small_buffer)
+        cookie = None
         with contextlib.suppress(OSError):
-            self._options[_tcp.cookie(tcp_fd)] = before
+            cookie = _tcp.cookie(tcp_fd)
+        options, done = _tcp.Options(), _kernel.integer()
+        try:
+            self._attaching.attach(
+                self, tcp_fd, program_fd, max_length, allow_small_buffer, options, done
+            )
+        finally:
+            if done[0] and cookie is not None:
+                self._options[cookie] = options
 
     def unattach(self, tcp: _socket.socket | int) -> None:
         """Take a TCP connection off the multiplexor (SIOCKCMUNATTACH).

@@ -1,0 +1,186 @@
+"""Exceptions that strike where they like: at each bytecode of pykcm, and by a storm of signals."""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pykcm
+
+_LIBRARY = str(Path(pykcm.__file__).parent) + os.sep
+
+#: A case: it prepares, yields the call that is struck, is sent what that returned or raised, and
+#: checks what is left.
+Case = Generator[Callable[[], Any], Any, None]
+
+
+class Strike(Exception):  # noqa: N818
+    """What strikes."""
+
+
+@functools.cache
+def _ends_of_with(code: CodeType) -> frozenset[int]:
+    """Where `with` calls __exit__: there CPython looks for no signal, and a trace function's
+    exception would do what no other can."""
+    ends: set[int] = set()
+    instructions = list(dis.get_instructions(code))
+    for i, instruction in enumerate(instructions):
+        three = instructions[i : i + 3]
+        names = [each.opname for each in three]
+        if [each.argval for each in three] == [None] * 3 and names == ["LOAD_CONST"] * 3:
+            ends.update(each.offset for each in instructions[max(0, i - 1) : i + 5])
+        elif names == ["LOAD_CONST", "DUP_TOP", "DUP_TOP"]:  # Python 3.10
+            ends.update(each.offset for each in instructions[max(0, i - 1) : i + 4])
+        elif instruction.opname == "WITH_EXCEPT_START":
+            ends.update(each.offset for each in instructions[max(0, i - 1) : i + 1])
+    return frozenset(ends)
+
+
+class _Striker:
+    """Raise at the first bytecode, or line, that was not struck yet."""
+
+    def __init__(self, lines: bool) -> None:
+        self.event = "line" if lines else "opcode"
+        self.struck: set[tuple[CodeType, int]] = set()
+        self.place = ""
+
+    def call(self, action: Callable[[], Any]) -> Any:
+        """Make a call under fire; what it returned or raised."""
+        self.place = ""
+        before = sys.gettrace()
+        sys.settrace(self._enter)
+        try:
+            return action()
+        except Exception as error:
+            error.__context__ = None
+            return error.with_traceback(None)  # which would keep what the call's frames had
+        finally:
+            sys.settrace(before)
+
+    def _enter(self, frame: FrameType, event: str, argument: object) -> Any:
+        if self.place or not frame.f_code.co_filename.startswith(_LIBRARY):
+            return None
+        frame.f_trace_opcodes = self.event == "opcode"
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == self.event and not self.place:
+            place = frame.f_code, frame.f_lasti
+            if place not in self.struck and place[1] not in _ends_of_with(frame.f_code):
+                self.struck.add(place)
+                name = Path(frame.f_code.co_filename).name
+                self.place = f"{name}:{frame.f_lineno} {frame.f_code.co_name}+{frame.f_lasti}"
+                raise Strike(self.place)
+        return self._step
+
+
+def descriptors() -> dict[int, str]:
+    """This process's open descriptors, and what they are; without sentinels."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  (thousands of times)
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
+    return {fd: target for fd, target in found.items() if "sentinel" not in target}
+
+
+@contextlib.contextmanager
+def sentinels(count: int = 3) -> Iterator[None]:
+    """Descriptors that take the numbers of any that were closed; nobody else may close them."""
+    ours = [os.memfd_create("sentinel") for _ in range(count)]
+    inodes = [os.fstat(fd).st_ino for fd in ours]
+    yield
+    assert [os.fstat(fd).st_ino for fd in ours] == inodes, "a descriptor of ours was closed"
+    for fd in ours:
+        os.close(fd)
+
+
+def strike_everywhere(case: Callable[[], Case], *, lines: bool = False) -> int:
+    """Run a case as often as its call has bytecodes of pykcm's, each time struck at another.
+
+    Args:
+        lines: strike at the beginning of lines alone, which are fewer.
+
+    Returns:
+        How many there were.
+    """
+    striker = _Striker(lines)
+    rehearse(case)  # what is loaded or made once
+    missed = 0
+    while missed < 2:  # in how many steps a wait ends may differ
+        before = descriptors()
+        running = case()
+        outcome = striker.call(next(running))
+        try:
+            with sentinels():
+                with contextlib.suppress(StopIteration):
+                    running.send(outcome)
+                del running, outcome
+                if descriptors() != before:
+                    gc.collect()
+                left = descriptors()
+                assert left == before, f"leaked or lost: {left.items() ^ before.items()}"
+        except BaseException as error:
+            raise AssertionError(f"struck at {striker.place}: {error!r}") from error
+        missed = 0 if striker.place else missed + 1
+    return len(striker.struck)
+
+
+def rehearse(case: Callable[[], Case]) -> None:
+    """Run a case without a strike."""
+    running = case()
+    action = next(running)
+    outcome: Any
+    try:
+        outcome = action()
+    except Exception as error:
+        outcome = error
+    with contextlib.suppress(StopIteration):
+        running.send(outcome)
+
+
+class Storm:
+    """A signal handler that raises, again and again, while it is armed."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.armed = False
+        self.strikes = 0
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.armed:
+            self.strikes += 1
+            raise Strike
+
+    def __enter__(self) -> Storm:
+        self._before = signal.signal(signal.SIGALRM, self._handle)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds, self._seconds)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
+
+
+class Connections:
+    """TCP connections of the loopback interface, made of one listener."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+
+    def new(self) -> tuple[socket.socket, socket.socket]:
+        near = socket.create_connection(self._listener.getsockname())
+        return near, self._listener.accept()[0]
+
+    def close(self) -> None:
+        self._listener.close()

@@ -1,0 +1,478 @@
+"""As tests/kernel/test_interruptions.py, where there is no AF_KCM: all that is Python's.
+
+A Unix socket of packets stands in for the KCM socket, and the calls of KCM's own do nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import errno
+import functools
+import gc
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pykcm
+from pykcm import Multiplexor, Reason, _kernel
+from pykcm._binding import lib
+from pykcm.socket import KCMSocket
+from tests.strikes import Case, Connections, Storm, Strike, descriptors, strike_everywhere
+
+# What strikes a __del__, Python itself can but report.
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+PATIENCE = 20.0
+
+
+class World:
+    """A Multiplexor with one live transport; `wire` is the other end of its socket."""
+
+    def __init__(self) -> None:
+        self.connections = Connections()
+        self.mux = Multiplexor(0)
+        ours, self.wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        os.dup2(ours.fileno(), self.mux.socket.fileno(), inheritable=False)
+        ours.close()
+        self.near, self.far = self.connections.new()
+        self.mux.attach(self.near)
+        self.count = 0
+
+    def close(self) -> None:
+        self.mux.close(0)
+        self.wire.close()
+        for tcp in (self.near, self.far):
+            tcp.close()
+        self.connections.close()
+
+    def arrive(self, count: int) -> list[bytes]:
+        """Messages that wait in the kernel."""
+        self.count += count
+        messages = [b"%d" % number for number in range(self.count - count, self.count)]
+        for message in messages:
+            self.wire.send(message)
+        self.mux._port.patience = 0
+        return messages
+
+    def true(self) -> None:
+        """The object's own books are right."""
+        mux = self.mux
+        assert not mux._transports.lock._is_owned(), "the lock is held"  # type: ignore[attr-defined]
+        assert mux.transports == [self.near]
+        assert list(mux.disconnections()) == []
+        assert not mux._transports.draining
+        assert not mux._transports._drain._clones
+        assert not mux._port.holding
+        assert mux._port.attached
+        assert mux._transports._by_fd.keys() == {t.fd for t in mux._transports}
+        assert set(mux._transports._by_tcp) == {id(self.near)}
+
+    def rest(self, got: list[bytes], expected: list[bytes]) -> None:
+        """What was not received is received now, in order, and nothing else."""
+        while len(got) < len(expected):
+            got += self.mux.recv_many(timeout=PATIENCE)
+        assert got == expected
+        with contextlib.suppress(TimeoutError):
+            raise AssertionError(self.mux.recv(timeout=0))
+        self.true()
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attach(kcm_fd: int, tcp_fd: int, program_fd: int, done: Any = None) -> None:
+        done[0] = 1
+
+    def unattach(kcm_fd: int, tcp_fd: int, attached: Any = None) -> None:
+        attached[0] = 0
+
+    def get(fd: int, level: int, *arguments: Any) -> int:
+        return 0 if level == lib.SOL_KCM else get_integer(fd, level, *arguments)
+
+    def clone_onto(kcm_fd: int, fd: int) -> None:
+        os.dup2(kcm_fd, fd, inheritable=False)
+
+    get_integer = _kernel.get_integer
+    unix = SimpleNamespace(AF_KCM=socket.AF_UNIX, KCMPROTO_CONNECTED=0)
+    unix.SOL_KCM, unix.KCM_RECV_DISABLE = lib.SOL_KCM, lib.KCM_RECV_DISABLE
+    monkeypatch.setattr("pykcm.socket.lib", unix)
+    monkeypatch.setattr(_kernel, "attach", attach)
+    monkeypatch.setattr(_kernel, "unattach", unattach)
+    monkeypatch.setattr(_kernel, "get_integer", get)
+    monkeypatch.setattr(_kernel, "clone_onto", clone_onto)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with contextlib.closing(World()) as world:
+        yield world
+
+
+def strike(case: Callable[[], Case], at_least: int) -> None:
+    start = time.monotonic()
+    count = strike_everywhere(case)
+    print(f"{count} strikes in {time.monotonic() - start:.1f} s")
+    assert count >= at_least, "was the call traced?"
+
+
+def passed(outcome: object, *allowed: type[BaseException]) -> None:
+    """The call returned, was struck, or raised what it may."""
+    if isinstance(outcome, BaseException) and not isinstance(outcome, (Strike, *allowed)):
+        raise outcome
+
+
+def test_recv(world: World) -> None:
+    def case() -> Case:
+        expected = world.arrive(3)
+        got: list[bytes] = []
+        passed((yield lambda: got.append(world.mux.recv(timeout=PATIENCE))))
+        world.rest(got, expected)
+
+    strike(case, 40)
+
+
+@pytest.mark.parametrize("callback", [False, True], ids=["reported", "called back"])
+@pytest.mark.parametrize("hand_over", [False, True], ids=["kept", "handed over"])
+def test_a_transports_end(world: World, callback: bool, hand_over: bool) -> None:
+    def case() -> Case:
+        told: list[pykcm.Disconnection] = []
+        world.mux.on_disconnect = told.append if callback else None
+        near, far = world.connections.new()
+        world.mux.attach(near, hand_over=hand_over)
+        expected = world.arrive(3)
+        far.close()
+        got: list[bytes] = []
+
+        def receive() -> None:
+            while True:
+                got.extend(world.mux.recv_many(timeout=0.001))
+
+        passed((yield receive), TimeoutError)
+        assert not world.mux._lock._is_owned(), "held"  # type: ignore[attr-defined]
+        reports: list[pykcm.Disconnection] = []
+        end = time.monotonic() + 2
+        while not reports:
+            assert time.monotonic() < end, "no end was reported"
+            with contextlib.suppress(TimeoutError):
+                got += world.mux.recv_many(timeout=0.001)
+            reports += world.mux.disconnections()
+        assert [(r.tcp, r.reason, r.cut) for r in reports] == [(near, Reason.PEER_CLOSED, 0)]
+        if callback:
+            assert told == reports
+        assert (near.fileno() < 0) == hand_over
+        world.rest(got, expected)
+        near.close()
+        world.mux.on_disconnect = None
+
+    strike(case, 400)
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["asked", "waited for"])
+def test_reports_of_ends(world: World, watched: bool) -> None:
+    def ask() -> list[pykcm.Disconnection]:
+        if watched:
+            return [world.mux.wait_disconnection(timeout=PATIENCE)]
+        return list(world.mux.disconnections())
+
+    def case() -> Case:
+        near, far = world.connections.new()
+        world.mux.attach(near)
+        far.close()
+        outcome = yield ask
+        passed(outcome)
+        reports = [] if isinstance(outcome, Strike) else outcome
+        end = time.monotonic() + 2
+        while not reports and time.monotonic() < end:
+            reports = ask()
+        assert [(r.tcp, r.reason) for r in reports] == [(near, Reason.PEER_CLOSED)]
+        world.true()
+        near.close()
+
+    if watched:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KCMSocket, "recv_disabled", True)
+            strike(case, 300)
+    else:
+        strike(case, 300)
+
+
+def test_attach_and_unattach(world: World) -> None:
+    near, far = world.connections.new()
+    options = (socket.SO_OOBINLINE, socket.SO_RCVLOWAT)
+    before = [near.getsockopt(socket.SOL_SOCKET, option) for option in options]
+
+    def as_before() -> bool:
+        return before == [near.getsockopt(socket.SOL_SOCKET, option) for option in options]
+
+    def attaching() -> Case:
+        outcome = yield lambda: world.mux.attach(near)
+        passed(outcome)
+        if near not in world.mux.transports:
+            assert isinstance(outcome, Strike)
+            assert as_before()
+            world.mux.attach(near)
+        world.mux.unattach(near, timeout=PATIENCE)
+        assert as_before()
+        world.rest([], world.arrive(1))
+
+    def unattaching() -> Case:
+        world.mux.attach(near)
+        passed((yield lambda: world.mux.unattach(near, timeout=PATIENCE)))
+        assert not world.mux._lock._is_owned(), "held"  # type: ignore[attr-defined]
+        if near in world.mux.transports:
+            world.mux.unattach(near, timeout=PATIENCE)
+        assert as_before()
+        world.rest([], world.arrive(1))
+
+    with near, far:
+        strike(attaching, 300)
+        strike(unattaching, 300)
+        clone = world.mux.clone()
+        strike(unattaching, 300)
+        clone.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_clone(world: World) -> None:
+    def case() -> Case:
+        outcome = yield world.mux.clone
+        passed(outcome)
+        if isinstance(outcome, KCMSocket):
+            outcome.close()
+        del outcome
+        with contextlib.closing(world.mux.clone()):
+            pass
+        assert not world.mux._clones.may_receive()
+        world.rest([], world.arrive(2))
+
+    strike(case, 60)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_opening_and_closing(world: World) -> None:
+    near, far = world.connections.new()
+
+    def closing() -> Case:
+        mux = Multiplexor(0)
+        mux.attach(near)
+        mux.fileno()
+        passed((yield mux.close))
+        mux.close()
+        world.mux.attach(near)
+        world.mux.unattach(near, timeout=PATIENCE)
+        world.true()
+
+    with near, far:
+        strike(closing, 100)
+
+
+@contextlib.contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    """A descriptor table with room for so many more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = [os.open("/dev/null", os.O_RDONLY) for _ in range(descriptors + 8)]
+    top = max(fillers) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top, limits[1]))
+    holes = []
+    while True:
+        try:
+            holes.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            break
+    for fd in fillers[:descriptors]:
+        os.close(fd)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in fillers[descriptors:] + holes:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("step", ["attach", "unattach beside a clone", "clone", "end", "fileno"])
+def test_a_full_descriptor_table(world: World, step: str) -> None:
+    """The call for which the k-th descriptor fails is refused by name, and works later."""
+    near, far = world.connections.new()
+    clone = world.mux.clone() if "clone" in step else None
+    refused = 0
+    for k in range(12):
+        before = descriptors()
+        if step == "unattach beside a clone":
+            world.mux.attach(near)
+        elif step == "end":
+            near, far = world.connections.new()
+            world.mux.attach(near)
+            far.close()
+            before = descriptors()
+
+        def call(near: socket.socket = near) -> object:
+            if step == "attach":
+                world.mux.attach(near)
+                return None
+            if step == "clone":
+                world.mux.clone().close()
+                return None
+            if step == "fileno":
+                return world.mux.fileno()
+            if step == "end":
+                return list(world.mux.disconnections())
+            return world.mux.unattach(near, timeout=PATIENCE)
+
+        reports: Any = []
+        with room_for(k):
+            try:
+                reports = call()
+                done = True
+            except pykcm.KCMOSError as error:
+                assert error.errno in (errno.EMFILE, errno.ENFILE), error
+                done = False
+        refused += not done
+        if not done:
+            reports = call()
+        if step == "end":
+            assert [report.tcp for report in reports] == [near]
+            near.close()
+        elif step == "attach":
+            world.mux.unattach(near, timeout=PATIENCE)
+        if step == "end":
+            before = {fd: what for fd, what in before.items() if fd in descriptors()}
+        if step != "fileno":
+            assert descriptors() == before
+        if clone is None:
+            world.rest([], world.arrive(1))
+        world.true()
+    print(f"{refused} times refused")
+    near.close()
+    far.close()
+    if clone:
+        clone.close()
+
+
+def test_closing_twice_when_the_callback_raises(world: World) -> None:
+    def callback(disconnection: pykcm.Disconnection) -> None:
+        raise Strike
+
+    mux = Multiplexor(0)
+    near, far = world.connections.new()
+    before = descriptors()
+    with near, far:
+        mux.attach(near)
+        mux.on_disconnect = callback
+        far.close()
+        with pytest.raises(Strike):
+            mux.recv(timeout=1)
+        ours = [os.memfd_create("ours") for _ in range(3)]
+        inodes = [os.fstat(fd).st_ino for fd in ours]
+        mux.close()
+        mux.close()
+        more = [os.memfd_create("ours") for _ in range(6)]
+        inodes += [os.fstat(fd).st_ino for fd in more]
+        mux.close()
+        mux.socket.close()
+        del mux
+        gc.collect()
+        assert [os.fstat(fd).st_ino for fd in ours + more] == inodes
+        for fd in ours + more:
+            os.close(fd)
+    assert descriptors().keys() <= before.keys()
+
+
+def test_two_threads(world: World) -> None:
+    got: list[list[bytes]] = [[], []]
+    count = 4000
+
+    def receive(mine: list[bytes]) -> None:
+        while sum(map(len, got)) < count:
+            with contextlib.suppress(TimeoutError):
+                mine += world.mux.recv_many(7, timeout=0.02)
+
+    threads = [threading.Thread(target=receive, args=(mine,)) for mine in got]
+    for thread in threads:
+        thread.start()
+    expected = []
+    ends = []
+    for i in range(count // 10):
+        expected += world.arrive(10)
+        if i % 20 == 0:
+            near, far = world.connections.new()
+            world.mux.attach(near)
+            far.close()
+            ends.append(near)
+    for thread in threads:
+        thread.join()
+    assert sorted(got[0] + got[1]) == sorted(expected)
+    reports: list[pykcm.Disconnection] = []
+    end = time.monotonic() + PATIENCE
+    while len(reports) < len(ends) and time.monotonic() < end:
+        reports += world.mux.disconnections()
+    assert sorted(id(report.tcp) for report in reports) == sorted(map(id, ends))
+    world.true()
+    for near in ends:
+        near.close()
+
+
+def test_two_tasks_and_cancellations(world: World) -> None:
+    async def main() -> None:
+        first = asyncio.create_task(world.mux.arecv())
+        await asyncio.sleep(0.01)
+        with pytest.raises(pykcm.KCMOSError) as info:
+            await world.mux.arecv()
+        assert info.value.errno == errno.EBUSY
+        expected = world.arrive(1)
+        assert await first == expected[0]
+        got: list[bytes] = []
+        expected = []
+        for i in range(300):
+            task = asyncio.create_task(world.mux.arecv())
+            for _ in range(i % 7):
+                await asyncio.sleep(0)
+            expected += world.arrive(1)
+            for _ in range(i % 5):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                got.append(await task)
+        while len(got) < 300:
+            got.append(await world.mux.arecv())
+        assert got == expected
+
+    asyncio.run(main())
+    world.true()
+
+
+def test_receiving_in_a_storm(world: World) -> None:
+    count = 6000
+    expected = [b"%d" % number for number in range(count)]
+
+    def write() -> None:
+        for number in range(count):
+            world.wire.send(expected[number])
+
+    got: collections.deque[bytes] = collections.deque()
+    thread = threading.Thread(target=write)
+    with Storm(0.0003) as storm:
+        thread.start()
+        end = time.monotonic() + PATIENCE
+        while len(got) < count and time.monotonic() < end:
+            # Extended by C alone, so that nothing can come between a call and its result.
+            receive = iter(functools.partial(world.mux.recv, timeout=0.05), None)
+            with contextlib.suppress(Strike, TimeoutError):
+                storm.armed = True
+                got.extend(receive)
+            storm.armed = False
+    thread.join()
+    print(f"{storm.strikes} strikes")
+    assert list(got) == expected
+    assert storm.strikes > 10
+    world.true()
