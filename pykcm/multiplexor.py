@@ -17,7 +17,7 @@ from pykcm import _kernel, _tcp
 from pykcm._draining import Drain
 from pykcm._messages import DEFAULT_LINGER, Messages, MultiplexorCalls, Port, late_with
 from pykcm._transports import Disconnection, Reason, Transport, Transports
-from pykcm._wait import SendSpace, Steps, Wait, arun, deadline_after, run
+from pykcm._wait import SendSpace, Steps, Wait, arun, deadline_after, explained, run
 from pykcm.errors import AttachError, Disconnected, KCMOSError, UnreadWarning
 from pykcm.socket import DEFAULT_MAX_MESSAGE_SIZE, Delineation, KCMSocket, descriptor_of
 
@@ -71,14 +71,20 @@ class Multiplexor(Messages, MultiplexorCalls):
         # Room for the framing's longest message from the start: clones have it too.
         self.socket = KCMSocket(type, max_message_size=_longest(framing))
         self.socket.setblocking(False)
-        self._transports = Transports()
+        try:
+            with explained():
+                self._transports = Transports()
+                # Expires when the transports have to be looked at though nothing happened.
+                self._timer = _kernel.Descriptor.timer()
+                self._transports.watch.register(self._timer.fileno(), select.EPOLLIN)
+                # Readable while messages wait in this object; and for clones, while no transport
+                # is left.
+                self._told = _kernel.Descriptor.event()
+                self._end = _kernel.Descriptor.event()
+        except BaseException:
+            self.socket.close()
+            raise
         self._drain = Drain(self.socket, self._transports)
-        # Expires when the transports have to be looked at though nothing happened.
-        self._timer = _kernel.Descriptor.timer()
-        self._transports.watch.register(self._timer.fileno(), select.EPOLLIN)
-        # Readable while messages wait in this object; and for clones, while no transport is left.
-        self._told = _kernel.Descriptor.event()
-        self._end = _kernel.Descriptor.event()
         self._all: select.epoll | None = None
         self._lock = RLock()
         self._clones: list[tuple[weakref.ref[KCMSocket], Port]] = []
@@ -209,9 +215,10 @@ class Multiplexor(Messages, MultiplexorCalls):
         """
         self._check()
         if self._all is None:
-            every = select.epoll()
-            for fd in (self._fd(), self._port.watch, self._port.told):
-                every.register(fd, select.EPOLLIN)
+            with explained():
+                every = select.epoll()
+                for fd in (self._fd(), self._port.watch, self._port.told):
+                    every.register(fd, select.EPOLLIN)
             self._all = every
             self._port.observed = True
         self._port.tell()
@@ -226,7 +233,12 @@ class Multiplexor(Messages, MultiplexorCalls):
         """
         self._check()
         clone = self.socket.clone()
-        clone._port.watch = self._tell_end_to(clone)
+        try:
+            with explained():
+                clone._port.watch = self._tell_end_to(clone)
+        except BaseException:
+            clone.close(0)
+            raise
         clone._port.attached = True
         clone._port.watched = True
         self._clones.append((weakref.ref(clone), clone._port))

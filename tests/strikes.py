@@ -24,7 +24,7 @@ _LIBRARY = str(Path(pykcm.__file__).parent) + os.sep
 Case = Generator[Callable[[], Any], Any, None]
 
 
-class Strike(Exception):
+class Strike(Exception):  # noqa: N818
     """What strikes."""
 
 
@@ -32,7 +32,7 @@ class Strike(Exception):
 def _ends_of_with(code: CodeType) -> frozenset[int]:
     """Where `with` calls __exit__: there CPython looks for no signal, and a trace function's
     exception would do what no other can."""
-    ends = set()
+    ends: set[int] = set()
     instructions = list(dis.get_instructions(code))
     for i, instruction in enumerate(instructions):
         three = instructions[i : i + 3]
