@@ -6,6 +6,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel
+from pykcm._wait import explained
 
 if TYPE_CHECKING:
     from pykcm._messages import Port
@@ -29,7 +30,12 @@ class Clones:
     def make(self) -> KCMSocket:
         """A new one, which is told of the end."""
         clone = self._kcm.clone()
-        clone._end = _kernel.Descriptor.duplicate(self._end.fileno())
+        try:
+            with explained():
+                clone._end = _kernel.Descriptor.duplicate(self._end.fileno())
+        except BaseException:
+            clone.close(0)
+            raise
         clone._port.watch = clone._end.fileno()
         clone._port.attached = True
         clone._port.watched = True

@@ -333,6 +333,15 @@ UNATTACH = (
     Row(None, AttachError, "TCP socket {tcp} cannot be unattached ({reason})"),
 )
 
+WAIT = (
+    Row(
+        errno.EMFILE,
+        KCMOSError,
+        "there is no descriptor to wait by; close some, or raise RLIMIT_NOFILE",
+    ),
+    Row(None, KCMOSError, "there is no descriptor to wait by ({reason})"),
+)
+
 CLONE = (
     Row(
         errno.EMFILE,

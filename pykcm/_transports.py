@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pykcm._wait import Steps
     from pykcm.socket import KCMSocket
 
-# When a look that an exception ended is made again, in seconds.
-_AGAIN = 0.05
+# The shortest time that a timer takes, in seconds.
+_AT_ONCE = 1e-9
 
 
 class Transport:
@@ -192,8 +192,8 @@ class Transports:
             self._notice()
             if not self.draining:
                 return
-            # First, for what may be raised on the way.
-            self._timer.set_timer(_AGAIN)
+            # First, for what may be raised on the way: the next call looks again at once.
+            self._timer.set_timer(_AT_ONCE)
             ready, soon = self._drain.advance(
                 list(self.draining.values()), self._by_fd, by_clones()
             )
@@ -259,7 +259,9 @@ class Transports:
                 yield Wait(self.watch.fileno())
                 look()
         except BaseException:
-            if transport.attached[0]:  # else the next look goes on
+            if not transport.attached[0]:
+                self._timer.set_timer(_AT_ONCE)  # the next look goes on
+            else:
                 transport.target = None
                 with contextlib.suppress(FileExistsError):
                     self.watch.register(transport.fd, select.EPOLLRDHUP)

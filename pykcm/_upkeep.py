@@ -86,6 +86,8 @@ class Upkeep(Messages, MultiplexorCalls):
             if port.attached != attached:
                 self._clones.tell(not attached)
                 port.attached = attached
+            if self._transports.draining:
+                port.patience = 0  # the next call asks whether there is something to do
             port.ahead = 1 if self._clones.may_receive() else AHEAD
             port.tell()
 

@@ -12,11 +12,12 @@ is such a one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import select
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from pykcm.errors import ArgumentError, KCMOSError, UnavailableError
@@ -147,6 +148,19 @@ def _anyio() -> ModuleType:
     return anyio
 
 
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Make descriptors to wait by; what the kernel refuses is an error of pykcm's own."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, KCMOSError):
+            raise
+        from pykcm import _explain
+
+        raise _explain.explain(error, _explain.WAIT) from error
+
+
 class SendSpace:
     """Tells when a KCM socket has handed queued messages to TCP, so that sending may go on.
 
@@ -159,10 +173,11 @@ class SendSpace:
     """
 
     def __init__(self, fd: int, *others: int) -> None:
-        self._epoll = select.epoll()
-        self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
-        for other in others:
-            self._epoll.register(other, select.EPOLLIN)
+        with explained():
+            self._epoll = select.epoll()
+            self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
+            for other in others:
+                self._epoll.register(other, select.EPOLLIN)
         self._fd = self._epoll.fileno()
 
     def fileno(self) -> int:

@@ -16,7 +16,7 @@ from pykcm._disconnection import Disconnection
 from pykcm._messages import DEFAULT_LINGER
 from pykcm._transports import Transport, Transports
 from pykcm._upkeep import AHEAD, Upkeep
-from pykcm._wait import Steps, arun, deadline_after, run
+from pykcm._wait import Steps, arun, deadline_after, explained, run
 from pykcm.errors import AttachError, KCMOSError
 from pykcm.socket import DEFAULT_MAX_MESSAGE_SIZE, KCMSocket
 
@@ -65,10 +65,15 @@ class Multiplexor(Upkeep):
         longest = longest_message(framing) or DEFAULT_MAX_MESSAGE_SIZE
         self.socket = KCMSocket(type, max_message_size=min(longest, LARGEST_MESSAGE))
         self.socket.setblocking(False)
-        self._transports = Transports(self.socket)
-        self._clones = Clones(self.socket)
-        # Readable while messages wait in this object.
-        self._told = _kernel.Descriptor.event()
+        try:
+            with explained():
+                self._transports = Transports(self.socket)
+                self._clones = Clones(self.socket)
+                # Readable while messages wait in this object.
+                self._told = _kernel.Descriptor.event()
+        except BaseException:
+            self.socket.close()
+            raise
         self._all: select.epoll | None = None
         self._untold: collections.deque[Disconnection] = collections.deque()
         port = self._port = self.socket._port
@@ -186,9 +191,10 @@ class Multiplexor(Upkeep):
         """
         self._check()
         if self._all is None:
-            every = select.epoll()
-            for fd in (self._fd(), self._port.watch, self._port.told):
-                every.register(fd, select.EPOLLIN)
+            with explained():
+                every = select.epoll()
+                for fd in (self._fd(), self._port.watch, self._port.told):
+                    every.register(fd, select.EPOLLIN)
             self._all = every
             self._port.observed = True
         self._port.tell()

@@ -8,82 +8,25 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
-import functools
-import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 import pykcm
-from pykcm import Multiplexor, Reason
-from tests.strikes import Case, Connections, Storm, Strike, strike_everywhere
+from pykcm import Reason
+from tests.strikes import Case, Strike
 
-from .connections import FRAMING, PATIENCE, Pair, eventually, message
+from .connections import PATIENCE, message
+from .interrupted import TYPES, Full, World, passed, strike
 
-pytestmark = pytest.mark.timeout(10 * PATIENCE)
-
-TYPES = [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]
-
-
-class World:
-    """A Multiplexor with one live transport, which all strikes of a test have to leave alive."""
-
-    def __init__(self, type: int = socket.SOCK_DGRAM) -> None:
-        self.connections = Connections()
-        self.type = type
-        self.program = FRAMING.load()
-        self.mux = Multiplexor(self.program, type=type)
-        self.near, self.far = self.connections.new()
-        self.far.settimeout(PATIENCE)
-        self.mux.attach(self.near)
-        self.count = itertools.count()
-        self.told: list[socket.socket] = []
-
-    def close(self) -> None:
-        self.mux.close()
-        self.program.close()
-        for tcp in (self.near, self.far):
-            tcp.close()
-        self.connections.close()
-
-    def messages(self, count: int) -> list[bytes]:
-        """Messages that never were before."""
-        return [message(b"%d" % next(self.count)) for _ in range(count)]
-
-    def arrive(self, count: int, far: socket.socket | None = None) -> list[bytes]:
-        """Messages that wait in the kernel."""
-        messages = self.messages(count)
-        (far or self.far).sendall(b"".join(messages))
-        eventually(lambda: pykcm._kernel.is_readable(self.mux.socket.fileno()))
-        return messages
-
-    def look(self) -> None:
-        """Have the next call look after the transports."""
-        self.mux._port.patience = 0
-
-    def rest(self, got: list[bytes], expected: list[bytes]) -> None:
-        """What was not received is received now, in order, and nothing else."""
-        assert not self.mux._transports.lock._is_owned(), "the lock is held"  # type: ignore[attr-defined]
-        while len(got) < len(expected):
-            got += self.mux.recv_many(timeout=PATIENCE)
-        assert got == expected
-        with contextlib.suppress(TimeoutError):
-            raise AssertionError(self.mux.recv(timeout=0))
-        self.true()
-
-    def true(self) -> None:
-        """The object's own books are right."""
-        assert not self.mux._transports.lock._is_owned(), "the lock is held"  # type: ignore[attr-defined]
-        assert self.mux.transports == [self.near]
-        assert list(self.mux.disconnections()) == []
-        assert not self.mux._transports.draining
-        assert not self.mux._transports._drain._clones
-        assert not self.mux._port.holding
-        assert self.mux._port.attached
+# What strikes a __del__, Python itself can but report.
+pytestmark = [
+    pytest.mark.timeout(10 * PATIENCE),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(params=TYPES, ids=["dgram", "seqpacket"])
@@ -96,19 +39,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 def dgram() -> Iterator[World]:
     with contextlib.closing(World()) as world:
         yield world
-
-
-def strike(case: Callable[[], Case], at_least: int) -> None:
-    start = time.monotonic()
-    count = strike_everywhere(case, lines=True)
-    print(f"{count} strikes in {time.monotonic() - start:.1f} s")
-    assert count >= at_least, "was the call traced?"
-
-
-def passed(outcome: object, *allowed: type[BaseException]) -> None:
-    """The call returned, was struck, or raised what it may."""
-    if isinstance(outcome, BaseException) and not isinstance(outcome, (Strike, *allowed)):
-        raise outcome
 
 
 def test_recv(dgram: World) -> None:
@@ -248,7 +178,6 @@ def test_attach(world: World) -> None:
 
     with near, far:
         strike(case, 37)
-        assert world.connections
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a clone"])
@@ -282,6 +211,7 @@ def test_unattach(dgram: World, beside: bool) -> None:
             clone.close()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_clone(world: World) -> None:
     def case() -> Case:
         outcome = yield world.mux.clone
@@ -311,7 +241,6 @@ def test_send(world: World, many: bool) -> None:
 
         outcome = yield send
         passed(outcome)
-        done = isinstance(outcome, Strike) or len(messages) if many else 0
         if isinstance(outcome, Strike):
             done = world.mux.sent_many if many else 0
         else:
@@ -325,32 +254,6 @@ def test_send(world: World, many: bool) -> None:
         world.true()
 
     strike(case, 3)
-
-
-class Full:
-    """A Multiplexor whose queue is full."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        world.far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        world.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        self.sent: list[bytes] = []
-        still = 0
-        while still < 3:
-            still += 1
-            with contextlib.suppress(TimeoutError):
-                while True:
-                    one = message(b"%d" % next(world.count) + bytes(20_000))
-                    world.mux.send(one, timeout=0.05)
-                    self.sent.append(one)
-                    still = 0
-
-    def read(self, extra: list[bytes]) -> None:
-        data = b"".join(self.sent + extra)
-        came = bytearray()
-        while len(came) < len(data):
-            came += self.world.far.recv(1 << 20)
-        assert came == data
 
 
 def test_send_that_has_to_wait(world: World) -> None:
@@ -383,232 +286,3 @@ def test_flush(world: World) -> None:
     thread.start()
     world.mux.flush(timeout=PATIENCE)
     thread.join()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_opening_and_closing(world: World) -> None:
-    near, far = world.connections.new()
-
-    def opening() -> Case:
-        outcome = yield lambda: Multiplexor(world.program, type=world.type)
-        passed(outcome)
-        if isinstance(outcome, Multiplexor):
-            outcome.close()
-
-    def closing() -> Case:
-        mux = Multiplexor(world.program, type=world.type)
-        mux.attach(near)
-        mux.fileno()
-        outcome = yield mux.close
-        passed(outcome)
-        mux.close()
-        # It is the caller's again: so it can be attached.
-        world.mux.attach(near)
-        world.mux.unattach(near, timeout=PATIENCE)
-        world.true()
-        del mux, outcome
-
-    with near, far:
-        strike(opening, 25)
-        strike(closing, 18)
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_sockets_attach_clone_and_close(world: World) -> None:
-    near, far = world.connections.new()
-
-    def attaching() -> Case:
-        kcm = pykcm.KCMSocket(world.type)
-        outcome = yield functools.partial(kcm.attach, near, world.program)
-        passed(outcome)
-        with contextlib.suppress(pykcm.AttachError):
-            kcm.attach(near, world.program)
-        kcm.unattach(near)
-        kcm.close()
-        del kcm
-
-    def unattaching() -> Case:
-        with pykcm.KCMSocket(world.type) as kcm:
-            kcm.attach(near, world.program)
-            outcome = yield lambda: kcm.unattach(near)
-            passed(outcome)
-            with contextlib.suppress(pykcm.AttachError):
-                kcm.unattach(near)
-            kcm.attach(near, world.program)
-            kcm.unattach(near)
-
-    def cloning() -> Case:
-        outcome = yield world.mux.socket.clone
-        passed(outcome)
-        if isinstance(outcome, pykcm.KCMSocket):
-            outcome.close()
-        del outcome
-
-    def duplicating() -> Case:
-        with pykcm.KCMSocket(world.type) as kcm:
-            outcome = yield kcm.dup
-            passed(outcome)
-            if isinstance(outcome, pykcm.KCMSocket):
-                outcome.close()
-            del outcome
-
-    def closing() -> Case:
-        kcm = pykcm.KCMSocket(world.type)
-        outcome = yield kcm.close
-        passed(outcome)
-        kcm.close()
-        del kcm
-
-    with near, far:
-        for case in (attaching, unattaching, cloning, duplicating, closing):
-            strike(case, 3)
-
-
-def test_a_sockets_receives_and_send(world: World) -> None:
-    near, far = world.connections.new()
-    far.settimeout(PATIENCE)
-    kcm = pykcm.KCMSocket(world.type)
-    kcm.attach(near, world.program)
-    kcm.settimeout(PATIENCE)
-    room = bytearray(100)
-
-    def receiving(receive: Callable[[], bytes]) -> Case:
-        expected = world.messages(2)
-        far.sendall(b"".join(expected))
-        eventually(lambda: pykcm._kernel.is_readable(kcm.fileno()))
-        got = []
-        outcome = yield receive
-        passed(outcome)
-        if not isinstance(outcome, Strike):
-            got.append(outcome)
-        while len(got) < 2:
-            got.append(kcm.recv())
-        assert got == expected
-
-    def into() -> bytes:
-        return bytes(room[: kcm.recv_into(room)])
-
-    def sending() -> Case:
-        one = world.messages(1)[0]
-        outcome = yield lambda: kcm.send(one)
-        passed(outcome)
-        if isinstance(outcome, Strike):
-            kcm.send(one)
-        assert far.recv(100) == one
-
-    with near, far, kcm:
-        strike(functools.partial(receiving, into), 2)
-        strike(functools.partial(receiving, lambda: kcm.recvmsg(100)[0]), 2)
-        strike(functools.partial(receiving, kcm.recv), 0)
-        strike(sending, 0)
-
-
-# ---- storms ----
-
-MESSAGES = 3000
-
-
-@pytest.mark.parametrize("many", [False, True], ids=["recv", "recv_many"])
-def test_receiving_in_a_storm(world: World, many: bool) -> None:
-    expected = world.messages(MESSAGES)
-    ends = []
-
-    def write() -> None:
-        for start in range(0, MESSAGES, 50):
-            if start % 500 == 0:  # connections come and go meanwhile
-                ends.append(start)
-            world.far.sendall(b"".join(expected[start : start + 50]))
-            time.sleep(0.002)
-
-    # Extended by C alone, so that no exception can come between a call and its result.
-    got: collections.deque[bytes] = collections.deque()
-    thread = threading.Thread(target=write)
-    with Storm(0.0007) as storm:
-        thread.start()
-        end = time.monotonic() + PATIENCE
-        while len(got) < MESSAGES and time.monotonic() < end:
-            batches: collections.deque[list[bytes]] = collections.deque()
-            receive = (
-                iter(functools.partial(world.mux.recv_many, timeout=0.05), None)
-                if many
-                else iter(functools.partial(world.mux.recv, timeout=0.05), None)
-            )
-            with contextlib.suppress(Strike, TimeoutError):
-                storm.armed = True
-                (batches if many else got).extend(receive)  # type: ignore[arg-type]
-            storm.armed = False
-            for batch in batches:
-                got.extend(batch)
-    thread.join()
-    print(f"{storm.strikes} strikes")
-    assert storm.strikes > 50
-    assert list(got) == expected
-    world.true()
-
-
-@pytest.mark.parametrize("many", [False, True], ids=["send", "send_many"])
-def test_sending_in_a_storm(world: World, many: bool) -> None:
-    messages = world.messages(MESSAGES)
-    data = b"".join(messages)
-    came = bytearray()
-
-    def read() -> None:
-        while len(came) < len(data):
-            came.extend(world.far.recv(1 << 16))
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    done: collections.deque[int] = collections.deque()
-    at = 0
-    with Storm(0.0007) as storm:
-        while at < MESSAGES:
-            part = messages[at : at + (20 if many else MESSAGES)]
-            calls = map(world.mux.send, part)
-            with contextlib.suppress(Strike):
-                storm.armed = True
-                if many:
-                    world.mux.send_many(part)
-                else:
-                    done.extend(calls)
-            storm.armed = False
-            at = at + world.mux.sent_many if many else len(done)
-    thread.join()
-    print(f"{storm.strikes} strikes")
-    assert storm.strikes > 5
-    assert came == data
-    world.true()
-
-
-def test_ends_in_a_storm(dgram: World) -> None:
-    count = 60
-    pairs = [dgram.connections.new() for _ in range(count)]
-    expected = set()
-    for near, far in pairs:
-        dgram.mux.attach(near)
-        messages = dgram.messages(3)
-        expected.update(messages)
-        far.sendall(b"".join(messages))
-        far.close()
-    got: collections.deque[bytes] = collections.deque()
-    reports: collections.deque[pykcm.Disconnection] = collections.deque()
-    with Storm(0.0007) as storm:
-        end = time.monotonic() + PATIENCE
-        while len(reports) < count and time.monotonic() < end:
-            with contextlib.suppress(Strike, TimeoutError):
-                storm.armed = True
-                got.extend(iter(functools.partial(dgram.mux.recv, timeout=0.05), None))
-            storm.armed = False
-            reports.extend(dgram.mux.disconnections())
-    print(f"{storm.strikes} strikes")
-    assert sorted(got) == sorted(expected)
-    assert {report.tcp for report in reports} == {near for near, _ in pairs}
-    assert len(reports) == count
-    assert {report.reason for report in reports} == {Reason.PEER_CLOSED}
-    dgram.rest([], [])
-    for near, _ in pairs:
-        near.close()
-
-
-_ = errno, Pair

@@ -17,16 +17,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import pykcm
-from pykcm import Multiplexor, Reason, _kernel
-from pykcm._binding import lib
+from pykcm import Multiplexor, Reason
 from pykcm.socket import KCMSocket
-from tests.strikes import Case, Connections, Storm, Strike, descriptors, strike_everywhere
+from tests.strikes import Case, Storm, Strike, descriptors, strike_everywhere
+from tests.unit.stand_in import PATIENCE, World, stand_in
 
 # What strikes a __del__, Python itself can but report.
 pytestmark = [
@@ -34,84 +33,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-PATIENCE = 20.0
-
-
-class World:
-    """A Multiplexor with one live transport; `wire` is the other end of its socket."""
-
-    def __init__(self) -> None:
-        self.connections = Connections()
-        self.mux = Multiplexor(0)
-        ours, self.wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        os.dup2(ours.fileno(), self.mux.socket.fileno(), inheritable=False)
-        ours.close()
-        self.near, self.far = self.connections.new()
-        self.mux.attach(self.near)
-        self.count = 0
-
-    def close(self) -> None:
-        self.mux.close(0)
-        self.wire.close()
-        for tcp in (self.near, self.far):
-            tcp.close()
-        self.connections.close()
-
-    def arrive(self, count: int) -> list[bytes]:
-        """Messages that wait in the kernel."""
-        self.count += count
-        messages = [b"%d" % number for number in range(self.count - count, self.count)]
-        for message in messages:
-            self.wire.send(message)
-        self.mux._port.patience = 0
-        return messages
-
-    def true(self) -> None:
-        """The object's own books are right."""
-        mux = self.mux
-        assert not mux._transports.lock._is_owned(), "the lock is held"  # type: ignore[attr-defined]
-        assert mux.transports == [self.near]
-        assert list(mux.disconnections()) == []
-        assert not mux._transports.draining
-        assert not mux._transports._drain._clones
-        assert not mux._port.holding
-        assert mux._port.attached
-        assert mux._transports._by_fd.keys() == {t.fd for t in mux._transports}
-        assert set(mux._transports._by_tcp) == {id(self.near)}
-
-    def rest(self, got: list[bytes], expected: list[bytes]) -> None:
-        """What was not received is received now, in order, and nothing else."""
-        while len(got) < len(expected):
-            got += self.mux.recv_many(timeout=PATIENCE)
-        assert got == expected
-        with contextlib.suppress(TimeoutError):
-            raise AssertionError(self.mux.recv(timeout=0))
-        self.true()
-
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    def attach(kcm_fd: int, tcp_fd: int, program_fd: int, done: Any = None) -> None:
-        done[0] = 1
-
-    def unattach(kcm_fd: int, tcp_fd: int, attached: Any = None) -> None:
-        attached[0] = 0
-
-    def get(fd: int, level: int, *arguments: Any) -> int:
-        return 0 if level == lib.SOL_KCM else get_integer(fd, level, *arguments)
-
-    def clone_onto(kcm_fd: int, fd: int) -> None:
-        os.dup2(kcm_fd, fd, inheritable=False)
-
-    get_integer = _kernel.get_integer
-    unix = SimpleNamespace(AF_KCM=socket.AF_UNIX, KCMPROTO_CONNECTED=0)
-    unix.SOL_KCM, unix.KCM_RECV_DISABLE = lib.SOL_KCM, lib.KCM_RECV_DISABLE
-    monkeypatch.setattr("pykcm.socket.lib", unix)
-    monkeypatch.setattr(_kernel, "attach", attach)
-    monkeypatch.setattr(_kernel, "unattach", unattach)
-    monkeypatch.setattr(_kernel, "get_integer", get)
-    monkeypatch.setattr(_kernel, "clone_onto", clone_onto)
-    monkeypatch.setattr(_kernel.Descriptor, "clone", _kernel.Descriptor.duplicate)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
 
 
 @pytest.fixture
@@ -301,7 +226,9 @@ def room_for(descriptors: int) -> Iterator[None]:
             os.close(fd)
 
 
-@pytest.mark.parametrize("step", ["attach", "unattach beside a clone", "clone", "end", "fileno"])
+@pytest.mark.parametrize(
+    "step", ["attach", "unattach beside a clone", "clone", "end", "fileno", "open"]
+)
 def test_a_full_descriptor_table(world: World, step: str) -> None:
     """The call for which the k-th descriptor fails is refused by name, and works later."""
     near, far = world.connections.new()
@@ -320,15 +247,17 @@ def test_a_full_descriptor_table(world: World, step: str) -> None:
         def call(near: socket.socket = near) -> object:
             if step == "attach":
                 world.mux.attach(near)
-                return None
-            if step == "clone":
+            elif step == "clone":
                 world.mux.clone().close()
-                return None
-            if step == "fileno":
-                return world.mux.fileno()
-            if step == "end":
+            elif step == "fileno":
+                world.mux.fileno()
+            elif step == "open":
+                Multiplexor(0).close()
+            elif step == "end":
                 return list(world.mux.disconnections())
-            return world.mux.unattach(near, timeout=PATIENCE)
+            else:
+                world.mux.unattach(near, timeout=PATIENCE)
+            return None
 
         reports: Any = []
         with room_for(k):
@@ -468,10 +397,12 @@ def test_receiving_in_a_storm(world: World) -> None:
         while len(got) < count and time.monotonic() < end:
             # Extended by C alone, so that nothing can come between a call and its result.
             receive = iter(functools.partial(world.mux.recv, timeout=0.05), None)
-            with contextlib.suppress(Strike, TimeoutError):
+            try:
                 storm.armed = True
                 got.extend(receive)
-            storm.armed = False
+                storm.armed = False
+            except (Strike, TimeoutError):
+                storm.armed = False
     thread.join()
     print(f"{storm.strikes} strikes")
     assert list(got) == expected
