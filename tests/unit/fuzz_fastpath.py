@@ -125,8 +125,8 @@ def round_of(random: random.Random, own: Any, path: Any) -> int:
             calls += 1
             # All that these arguments lead to; a crash is what this is to find.
             with contextlib.suppress(
-                OSError, TypeError, ValueError, OverflowError, RuntimeError, StruckError, BufferError,
-                AttributeError, StopAsyncIteration, MemoryError,
+                OSError, TypeError, ValueError, OverflowError, RuntimeError, BufferError,
+                AttributeError, StopAsyncIteration, MemoryError, StruckError,
             ):  # fmt: skip
                 one_call(mine, owner, theirs)
 
