@@ -108,8 +108,11 @@ class _Call:
         except BaseException:
             inbox.appendleft(message)
             raise
-        while self.kind == "many" and inbox and len(result) < count:
-            message = inbox.popleft()
+        while self.kind == "many" and len(result) < count:
+            try:
+                message = inbox.popleft()
+            except IndexError:  # no more, or another thread has taken it
+                break
             if isinstance(message, Cut):
                 inbox.appendleft(message)
                 break
