@@ -110,10 +110,14 @@ static void raise_error(const char *operation, int number)
 
 /* ---- What a Port holds ---- */
 
-/* Messages in order; a tuple of one bytes object stands for a message that was cut. */
+/*
+ * Messages in order; a bytearray stands for a message that was cut: like bytes it is made without
+ * the garbage collector, which runs other code.
+ */
 struct queue {
 	PyObject **items;
 	size_t size, head, count;
+	size_t lent; /* taken out for a try: there is a place for each to come back to */
 };
 
 /* The size is a power of two. */
@@ -127,7 +131,7 @@ static int queue_reserve(struct queue *queue, size_t more)
 	size_t size = queue->size ? queue->size : BATCH;
 	PyObject **items;
 
-	while (size < queue->count + more)
+	while (size < queue->count + queue->lent + more)
 		size *= 2;
 	if (size == queue->size)
 		return 0;
@@ -163,6 +167,26 @@ static PyObject *queue_pop(struct queue *queue)
 	queue->head = (queue->head + 1) & (queue->size - 1);
 	queue->count--;
 	return item;
+}
+
+/* Take the front out for a try; queue_settle ends it. */
+static PyObject *queue_lend(struct queue *queue)
+{
+	queue->lent++;
+	return queue_pop(queue);
+}
+
+/* The item that was lent is done with, or else is the front again. */
+static void queue_settle(struct queue *queue, PyObject *item, int done)
+{
+	queue->lent--;
+	if (done) {
+		Py_DECREF(item);
+		return;
+	}
+	queue->head = (queue->head - 1) & (queue->size - 1);
+	queue->items[queue->head] = item;
+	queue->count++;
 }
 
 static void queue_clear(struct queue *queue)
@@ -229,6 +253,8 @@ static struct batch *batch_new(size_t room, int *count)
 		PyErr_NoMemory();
 		return NULL;
 	}
+	while (*count > 1 && room > SIZE_MAX / 2 / *count)
+		*count /= 2; /* of 32 bits */
 	for (;;) {
 		batch->size = (room * *count + 4095) & ~(size_t)4095;
 		memory = mmap(NULL, batch->size, PROT_READ | PROT_WRITE,
@@ -301,6 +327,18 @@ typedef struct {
 
 static PyTypeObject *port_type;
 
+static void port_drop_pending(Port *port)
+{
+	struct batch *batch;
+
+	while ((batch = port->pending)) {
+		port->pending = batch->next;
+		while (batch->at < batch->count)
+			Py_CLEAR(batch->objects[batch->at++]);
+		batch_spare(batch);
+	}
+}
+
 /* After a fork: others share the socket; and the child has none of its parent's messages, and goes
  * on with none of them. */
 static void port_inherit(Port *port)
@@ -318,12 +356,7 @@ static void port_inherit(Port *port)
 	port->open = port->batched = 0;
 	Py_CLEAR(port->rest);
 	Py_CLEAR(port->part);
-	while (port->pending) {
-		struct batch *batch = port->pending;
-
-		port->pending = batch->next;
-		batch_spare(batch);
-	}
+	port_drop_pending(port);
 }
 
 /* The owner's Port, a new reference. */
@@ -372,7 +405,7 @@ static PyObject *port_message(Port *port, struct batch *batch, int i)
 		item = joined;
 	}
 	if (item && !batch->parts && !batch_ends(batch, i)) {
-		joined = PyTuple_Pack(1, item);
+		joined = PyByteArray_FromObject(item);
 		Py_DECREF(item);
 		item = joined;
 	}
@@ -543,19 +576,28 @@ static int port_receive(Port *port, int count, size_t room)
 
 /* ---- Sending ---- */
 
-/*
- * One send.  Returns the bytes that the kernel took, or -1: with errno EAGAIN, and no exception, when
- * it has no room.
- */
-static ssize_t port_write(Port *port, const char *data, size_t size, int flags)
+/* What went wrong in a send.  It is raised when the lock is free again, for making an exception runs
+ * Python code: a signal's handler may send. */
+struct failure {
+	const char *operation; /* NULL while nothing did */
+	int number;
+};
+
+static int fail(struct failure *failure, const char *operation, int number)
+{
+	*failure = (struct failure){ operation, number };
+	return -1;
+}
+
+/* One send.  Returns the bytes that the kernel took, or -1: without a failure when it has no room. */
+static ssize_t port_write(Port *port, const char *data, size_t size, int flags,
+			  struct failure *failure)
 {
 	ssize_t sent;
 	int number, fd = port->fd;
 
-	if (fd < 0) {
-		raise_error("send", EBADF);
-		return -1;
-	}
+	if (fd < 0)
+		return fail(failure, "send", EBADF);
 	Py_BEGIN_ALLOW_THREADS
 	sent = send(fd, data, size, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
 	number = errno;
@@ -565,25 +607,22 @@ static ssize_t port_write(Port *port, const char *data, size_t size, int flags)
 	if (port->open && !port->seqpacket && !port->rest) {
 		/* kcm_sendmsg frees a SOCK_DGRAM message that is open when anything fails. */
 		port->open = 0;
-		raise_error("continue", number);
-	} else if (number != EAGAIN && number != EINTR) {
-		raise_error("send", number);
+		return fail(failure, "continue", number);
 	}
-	errno = EAGAIN;
-	return -1;
+	return number == EAGAIN || number == EINTR ? -1 : fail(failure, "send", number);
 }
 
 /* Send on what the kernel took in part.  Returns 1 when nothing is left of it, 0 when it has no
- * room, -1 with an exception. */
-static int port_finish(Port *port)
+ * room, -1 with a failure. */
+static int port_finish(Port *port, struct failure *failure)
 {
 	while (port->rest) {
 		ssize_t sent = port_write(port, PyBytes_AsString(port->rest) + port->rest_at,
 					  PyBytes_Size(port->rest) - port->rest_at,
-					  port->rest_flags);
+					  port->rest_flags, failure);
 
 		if (sent < 0)
-			return PyErr_Occurred() ? -1 : 0;
+			return failure->operation ? -1 : 0;
 		port->rest_at += sent;
 		if (port->rest && port->rest_at >= PyBytes_Size(port->rest))
 			Py_CLEAR(port->rest);
@@ -594,10 +633,12 @@ static int port_finish(Port *port)
 /* Keep what the kernel did not take: the message is accepted, and each later call goes on with it. */
 static void port_keep_rest(Port *port, PyObject *message, ssize_t sent, int flags)
 {
-	Py_INCREF(message);
-	port->rest = message;
+	struct failure later = { 0 }; /* the next call meets it again */
+
+	port->rest = Py_NewRef(message);
 	port->rest_at = sent;
 	port->rest_flags = flags;
+	port_finish(port, &later);
 }
 
 /* The flags as the kernel is given them. */
@@ -611,43 +652,42 @@ static int port_flags(Port *port, int flags)
 
 static void port_lock(Port *port)
 {
-	if (port->sending) {
+	if (port->sending && !PyThread_acquire_lock(port->sending, NOWAIT_LOCK)) {
 		Py_BEGIN_ALLOW_THREADS
 		PyThread_acquire_lock(port->sending, WAIT_LOCK);
 		Py_END_ALLOW_THREADS
 	}
 }
 
-static void port_unlock(Port *port)
+/* Free the lock, and raise what went wrong.  Returns done. */
+static int port_unlock(Port *port, int done, struct failure *failure)
 {
 	if (port->sending)
 		PyThread_release_lock(port->sending);
+	if (done < 0)
+		raise_error(failure->operation, failure->number);
+	return done;
 }
 
 /* Send one message.  Returns as port_finish. */
-static int port_send_locked(Port *port, PyObject *message, int flags)
+static int port_send_locked(Port *port, PyObject *message, int flags, struct failure *failure)
 {
 	ssize_t size = PyBytes_Size(message), sent;
-	int done = port_finish(port);
+	int done = port_finish(port, failure);
 
 	if (done <= 0)
 		return done;
-	if (!size && !(port->open && !(flags & MSG_MORE))) {
-		raise_error("empty", EINVAL);
-		return -1;
-	}
+	if (!size && !(port->open && !(flags & MSG_MORE)))
+		return fail(failure, "empty", EINVAL);
 	flags = port_flags(port, flags);
-	sent = port_write(port, PyBytes_AsString(message), size, flags);
+	sent = port_write(port, PyBytes_AsString(message), size, flags, failure);
 	if (sent < 0)
-		return PyErr_Occurred() ? -1 : 0;
+		return failure->operation ? -1 : 0;
 	port->open = !!(flags & MSG_MORE);
 	if (!port->open)
 		port->batched = !!(flags & MSG_BATCH);
-	if (sent < size) {
+	if (sent < size)
 		port_keep_rest(port, message, sent, flags);
-		if (port_finish(port) < 0)
-			PyErr_Clear(); /* the next call meets it again */
-	}
 	return 1;
 }
 
@@ -655,20 +695,19 @@ static int port_send_locked(Port *port, PyObject *message, int flags)
  * Send messages of a list from *at on, up to BATCH, and move *at to the first that was not.
  * Returns as port_finish.
  */
-static int port_send_batch_locked(Port *port, PyObject *list, Py_ssize_t *at, int flags)
+static int port_send_batch_locked(Port *port, PyObject *list, Py_ssize_t *at, int flags,
+				  struct failure *failure)
 {
 	struct mmsghdr headers[BATCH];
 	struct iovec vectors[BATCH];
 	Py_ssize_t left = PyList_Size(list) - *at;
 	int count = left < BATCH ? (int)left : BATCH, number, sent, fd = port->fd;
-	int done = port_finish(port);
+	int done = port_finish(port, failure);
 
 	if (done <= 0)
 		return done;
-	if (fd < 0) {
-		raise_error("send", EBADF);
-		return -1;
-	}
+	if (fd < 0)
+		return fail(failure, "send", EBADF);
 	flags = port_flags(port, flags);
 	memset(headers, 0, count * sizeof(*headers));
 	for (int i = 0; i < count; i++) {
@@ -682,43 +721,32 @@ static int port_send_batch_locked(Port *port, PyObject *list, Py_ssize_t *at, in
 	sent = sendmmsg(fd, headers, count, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
 	number = errno;
 	Py_END_ALLOW_THREADS
-	if (sent < 0) {
-		if (number == EAGAIN || number == EINTR)
-			return 0;
-		raise_error("send", number);
-		return -1;
-	}
+	if (sent < 0)
+		return number == EAGAIN || number == EINTR ? 0 : fail(failure, "send", number);
 	/* sendmmsg holds all but the last back, and does not come to it when one fails. */
 	port->batched = flags & MSG_BATCH || sent < count;
 	*at += sent;
 	port->sent_many += sent;
-	if (sent && headers[sent - 1].msg_len < vectors[sent - 1].iov_len) {
+	if (sent && headers[sent - 1].msg_len < vectors[sent - 1].iov_len)
 		port_keep_rest(port, PyList_GetItem(list, *at - 1), headers[sent - 1].msg_len,
 			       flags);
-		if (port_finish(port) < 0)
-			PyErr_Clear();
-	}
 	return 1;
 }
 
 static int port_send(Port *port, PyObject *message, int flags)
 {
-	int done;
+	struct failure failure = { 0 };
 
 	port_lock(port);
-	done = port_send_locked(port, message, flags);
-	port_unlock(port);
-	return done;
+	return port_unlock(port, port_send_locked(port, message, flags, &failure), &failure);
 }
 
 static int port_send_batch(Port *port, PyObject *list, Py_ssize_t *at, int flags)
 {
-	int done;
+	struct failure failure = { 0 };
 
 	port_lock(port);
-	done = port_send_batch_locked(port, list, at, flags);
-	port_unlock(port);
-	return done;
+	return port_unlock(port, port_send_batch_locked(port, list, at, flags, &failure), &failure);
 }
 
 /* ---- A call, whichever way it waits ---- */
@@ -809,43 +837,81 @@ static PyObject *pass_through(struct call *call, PyObject *message)
 	return result;
 }
 
-/* The front of the inbox as a result; it stays there if there is an exception. */
+/* Raise the exception for a message that was cut. */
+static void raise_truncated(struct call *call, PyObject *item)
+{
+	PyObject *message = PyBytes_FromObject(item);
+
+	if (message) {
+		owner_raises(call->owner, "_truncated", message);
+		Py_DECREF(message);
+	}
+}
+
+/* The front of the inbox as a result; it is the front again if there is an exception. */
 static PyObject *take_front(struct call *call)
 {
 	struct queue *inbox = &call->port->inbox;
-	PyObject *item = queue_front(inbox), *result;
+	PyObject *item, *result = NULL;
 
-	if (PyTuple_CheckExact(item)) {
-		owner_raises(call->owner, "_truncated", PyTuple_GetItem(item, 0));
-		if (PyErr_ExceptionMatches(truncated_type))
-			Py_DECREF(queue_pop(inbox));
-		return NULL;
-	}
-	if (call->kind != RECV_THROUGH)
+	if (call->kind != RECV_THROUGH && PyBytes_CheckExact(queue_front(inbox)))
 		return queue_pop(inbox);
-	result = pass_through(call, item);
-	/* What was called may have let another thread take it. */
-	if ((result || PyErr_ExceptionMatches(truncated_type)) && inbox->count &&
-	    queue_front(inbox) == item)
-		Py_DECREF(queue_pop(inbox));
+	/* Meanwhile other code runs, to which this message must not be there. */
+	item = queue_lend(inbox);
+	if (PyBytes_CheckExact(item))
+		result = pass_through(call, item);
+	else
+		raise_truncated(call, item);
+	queue_settle(inbox, item, result || PyErr_ExceptionMatches(truncated_type));
 	return result;
 }
 
-static PyObject *take_many(struct call *call)
+/* How many whole messages are at the front of the inbox, up to the call's limit. */
+static Py_ssize_t whole_messages(struct call *call)
 {
 	struct queue *inbox = &call->port->inbox;
 	Py_ssize_t count = 0;
-	PyObject *list;
 
 	while (count < call->limit && (size_t)count < inbox->count &&
-	       !PyTuple_CheckExact(queue_at(inbox, count)))
+	       PyBytes_CheckExact(queue_at(inbox, count)))
 		count++;
+	return count;
+}
+
+/* As many as there are.  NULL without an exception if other code has taken them. */
+static PyObject *take_many(struct call *call)
+{
+	struct queue *inbox = &call->port->inbox;
+	Py_ssize_t count = whole_messages(call);
+	PyObject *list;
+
 	if (!count)
 		return take_front(call); /* raises */
-	list = PyList_New(count);
+	list = PyList_New(count); /* the garbage collector may run other code */
+	if (list && count > whole_messages(call)) {
+		Py_DECREF(list);
+		return NULL;
+	}
 	for (Py_ssize_t i = 0; list && i < count; i++)
 		PyList_SetItem(list, i, queue_pop(inbox));
 	return list;
+}
+
+/* What a call that peeks returns for a message, whose reference is taken; also NULL. */
+static PyObject *peeked(struct call *call, PyObject *message)
+{
+	PyObject *result = NULL;
+
+	if (!message)
+		return NULL;
+	if (!PyBytes_CheckExact(message))
+		raise_truncated(call, message);
+	else if (call->kind == RECV_THROUGH)
+		result = pass_through(call, message);
+	else
+		result = call->kind == RECV_MANY ? Py_BuildValue("[O]", message) : Py_NewRef(message);
+	Py_DECREF(message);
+	return result;
 }
 
 /* The next message without taking it; it is nowhere but in the kernel. */
@@ -854,6 +920,7 @@ static int peek(struct call *call, PyObject **result)
 	Port *port = call->port;
 	int count = 1, number, fd = port->fd;
 	struct batch *batch = batch_new(call->room, &count);
+	PyObject *message = NULL;
 	ssize_t length;
 
 	if (!batch)
@@ -863,18 +930,15 @@ static int peek(struct call *call, PyObject **result)
 	number = errno;
 	Py_END_ALLOW_THREADS
 	if (length >= 0)
-		*result = PyBytes_FromStringAndSize(batch->memory, length);
+		message = length < (ssize_t)call->room ?
+				  PyBytes_FromStringAndSize(batch->memory, length) :
+				  PyByteArray_FromStringAndSize(batch->memory, length);
 	batch_spare(batch);
 	if (length < 0 && (number == EAGAIN || number == EINTR))
 		return 0;
 	if (length < 0)
 		raise_error("receive", number);
-	else if (*result && length >= (ssize_t)call->room) {
-		owner_raises(call->owner, "_truncated", *result);
-		Py_CLEAR(*result);
-	}
-	if (*result && call->kind == RECV_MANY)
-		*result = Py_BuildValue("[N]", *result);
+	*result = peeked(call, message);
 	return *result ? 1 : -1;
 }
 
@@ -885,17 +949,22 @@ static int peek(struct call *call, PyObject **result)
 static PyObject *take_fetched(struct call *call)
 {
 	Port *port = call->port;
-	struct batch *batch = port->pending;
-	int count = batch->count;
-	PyObject *list;
+	struct batch *batch;
+	int count = port->pending->count;
+	PyObject *list = NULL;
 
-	if (batch->next || batch->at || batch->parts || port->inbox.count ||
-	    (call->kind != RECV && (call->kind != RECV_MANY || call->limit < count)) ||
-	    (call->kind == RECV && count > 1))
+	if (count > (call->kind == RECV ? 1 : call->kind == RECV_MANY ? call->limit : 0))
 		return NULL;
+	/* First, since the garbage collector may run other code, which may receive. */
+	if (call->kind == RECV_MANY && !(list = PyList_New(count)))
+		return NULL;
+	batch = port->pending;
+	if (!batch || batch->count != count || batch->next || batch->at || batch->parts ||
+	    port->inbox.count)
+		goto no;
 	for (int i = 0; i < count; i++)
 		if (!batch_ends(batch, i))
-			return NULL;
+			goto no;
 	if (call->kind == RECV) {
 		PyObject *message = port_message(port, batch, 0);
 
@@ -905,18 +974,13 @@ static PyObject *take_fetched(struct call *call)
 		}
 		return message;
 	}
-	list = PyList_New(count);
-	if (!list)
-		return NULL;
 	for (int i = 0; i < count; i++) {
 		PyObject *message = port_message(port, batch, i);
 
 		if (!message) { /* back to where it was */
-			while (i--) {
+			while (i--)
 				batch->objects[i] = Py_NewRef(PyList_GetItem(list, i));
-			}
-			Py_DECREF(list);
-			return NULL;
+			goto no;
 		}
 		PyList_SetItem(list, i, message);
 	}
@@ -929,6 +993,9 @@ static PyObject *take_fetched(struct call *call)
 	port->pending = NULL;
 	batch_spare(batch);
 	return list;
+no:
+	Py_XDECREF(list);
+	return NULL;
 }
 
 static int attempt_receive(struct call *call, PyObject **result)
@@ -940,7 +1007,7 @@ static int attempt_receive(struct call *call, PyObject **result)
 		return -1;
 	if (port->pending && port_convert(port) < 0)
 		return -1;
-	if (call->flags & MSG_PEEK && !port->inbox.count)
+	if (call->flags & MSG_PEEK && !port->inbox.count && !port->part)
 		return peek(call, result);
 	if (!port->inbox.count) {
 		int received = port_fetch(
@@ -962,19 +1029,12 @@ static int attempt_receive(struct call *call, PyObject **result)
 	}
 	if (!port->inbox.count) /* which may have received */
 		return 0;
-	if (call->flags & MSG_PEEK) {
-		PyObject *front = queue_front(&port->inbox);
-
-		if (PyTuple_CheckExact(front)) {
-			owner_raises(call->owner, "_truncated", PyTuple_GetItem(front, 0));
-			return -1;
-		}
-		*result = call->kind == RECV_MANY ? Py_BuildValue("[O]", front) : Py_NewRef(front);
-	} else {
+	if (call->flags & MSG_PEEK)
+		*result = peeked(call, Py_NewRef(queue_front(&port->inbox)));
+	else
 		*result = call->kind == RECV_MANY ? take_many(call) : take_front(call);
-	}
 	port_tell(port);
-	return *result ? 1 : -1;
+	return *result ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
 /* Whether a watched Port has no transport; with an exception that says so, or another. */
@@ -1015,10 +1075,13 @@ static int attempt_send(struct call *call, PyObject **result)
 	if (!port->queueing && is_over(call))
 		done = -1;
 	if (call->kind == SEND) {
+		/* First, for nothing may fail once the message is sent. */
+		if (done > 0 && !(*result = PyLong_FromSsize_t(PyBytes_Size(call->data))))
+			return -1;
 		if (done > 0)
 			done = port_send(port, call->data, call->flags);
-		if (done > 0)
-			*result = PyLong_FromSsize_t(PyBytes_Size(call->data));
+		if (done <= 0)
+			Py_CLEAR(*result);
 	} else {
 		while (done > 0 && call->at < PyList_Size(call->data))
 			done = port_send_batch(port, call->data, &call->at, call->flags);
@@ -1165,16 +1228,23 @@ typedef struct {
 	PyObject_HEAD
 	struct call call;
 	PyObject *inner; /* the coroutine that waits now */
-	int begun, ended;
+	int begun, running, ended;
 	int iterating; /* `async for`, which the end of all transports ends */
 } Operation;
 
 static PyTypeObject *operation_type;
 
-/* Advance.  Returns PYGEN_NEXT with what the event loop is given, PYGEN_RETURN with the result. */
-static PySendResult operation_send(PyObject *object, PyObject *value, PyObject **result)
+/* Whether it can't go on now: it runs, in another thread or below this call.  With an exception. */
+static int operation_busy(Operation *self)
 {
-	Operation *self = (Operation *)object;
+	if (self->running)
+		PyErr_SetString(PyExc_ValueError, "call already executing");
+	return self->running;
+}
+
+/* Advance.  Returns PYGEN_NEXT with what the event loop is given, PYGEN_RETURN with the result. */
+static PySendResult operation_advance(Operation *self, PyObject *value, PyObject **result)
+{
 	struct call *call = &self->call;
 	Port *port = call->port;
 	int done;
@@ -1243,42 +1313,47 @@ failed:
 	return PYGEN_ERROR;
 }
 
-static PyObject *stop_iteration(PySendResult status, PyObject *result)
+static PySendResult operation_send(PyObject *object, PyObject *value, PyObject **result)
 {
-	if (status == PYGEN_RETURN) {
+	Operation *self = (Operation *)object;
+	PySendResult status;
+
+	*result = NULL;
+	if (operation_busy(self))
+		return PYGEN_ERROR;
+	self->running = 1;
+	status = operation_advance(self, value, result);
+	self->running = 0;
+	return status;
+}
+
+static PyObject *operation_send_method(PyObject *self, PyObject *value)
+{
+	PyObject *result;
+
+	if (operation_send(self, value, &result) == PYGEN_RETURN) {
 		PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, result, NULL);
 
-		Py_DECREF(result);
+		Py_CLEAR(result);
 		raise(stop);
-		return NULL;
 	}
 	return result;
 }
 
 static PyObject *operation_next(PyObject *self)
 {
-	PyObject *result;
-	PySendResult status = operation_send(self, Py_None, &result);
-
-	return stop_iteration(status, result);
-}
-
-static PyObject *operation_send_method(PyObject *self, PyObject *value)
-{
-	PyObject *result;
-	PySendResult status = operation_send(self, value, &result);
-
-	return stop_iteration(status, result);
+	return operation_send_method(self, Py_None);
 }
 
 static PyObject *operation_throw(Operation *self, PyObject *args)
 {
 	PyObject *type, *value = NULL, *traceback = NULL, *method, *result;
 
-	if (!PyArg_ParseTuple(args, "O|OO", &type, &value, &traceback))
+	if (!PyArg_ParseTuple(args, "O|OO", &type, &value, &traceback) || operation_busy(self))
 		return NULL;
 	if (!self->inner || self->ended) {
 		self->ended = 1;
+		call_clear(&self->call);
 		if (PyExceptionInstance_Check(type))
 			PyErr_SetObject((PyObject *)Py_TYPE(type), type);
 		else
@@ -1288,7 +1363,9 @@ static PyObject *operation_throw(Operation *self, PyObject *args)
 	method = PyObject_GetAttrString(self->inner, "throw");
 	if (!method)
 		return NULL;
+	self->running = 1;
 	result = PyObject_CallObject(method, args);
+	self->running = 0;
 	Py_DECREF(method);
 	if (result)
 		return result;
@@ -1306,6 +1383,10 @@ static PyObject *operation_close(Operation *self, PyObject *unused)
 {
 	PyObject *inner = self->inner, *result = Py_NewRef(Py_None);
 
+	if (operation_busy(self)) {
+		Py_DECREF(result);
+		return NULL;
+	}
 	self->inner = NULL;
 	self->ended = 1;
 	if (inner) {
@@ -1454,6 +1535,10 @@ static int begin(struct call *call, enum kind kind, PyObject *owner, PyObject *f
 	call->kind = kind;
 	if (integer(flags, INT_MIN, &number, "flags") < 0)
 		return -1;
+	if (number > INT_MAX) {
+		raise(PyObject_CallFunction(make_argument_error, "sO", "flags", flags));
+		return -1;
+	}
 	call->flags = (int)number;
 	call->port = port_of(owner);
 	if (!call->port)
@@ -1803,6 +1888,10 @@ static PyObject *port_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ipn", known, &fd, &seqpacket, &room))
 		return NULL;
+	if (room < 1) {
+		PyErr_SetString(PyExc_ValueError, "room must be 1 or more");
+		return NULL;
+	}
 	self = (Port *)PyType_GenericAlloc(type, 0);
 	if (!self)
 		return NULL;
@@ -1827,14 +1916,7 @@ static void port_dealloc(Port *self)
 	PyMem_Free(self->inbox.items);
 	queue_clear(&self->events);
 	PyMem_Free(self->events.items);
-	while (self->pending) {
-		struct batch *batch = self->pending;
-
-		self->pending = batch->next;
-		while (batch->at < batch->count)
-			Py_CLEAR(batch->objects[batch->at++]);
-		batch_spare(batch);
-	}
+	port_drop_pending(self);
 	Py_CLEAR(self->part);
 	Py_CLEAR(self->rest);
 	Py_CLEAR(self->guard);
@@ -1859,6 +1941,7 @@ static PyObject *port_pull(Port *self, PyObject *unused)
 static PyObject *port_report(Port *self, PyObject *report)
 {
 	struct queue *events = &self->events;
+	PyObject *oldest = NULL;
 
 	for (size_t i = 0; i < events->count; i++)
 		if (queue_at(events, i) == report)
@@ -1866,8 +1949,9 @@ static PyObject *port_report(Port *self, PyObject *report)
 	if (queue_reserve(events, 1) < 0)
 		return NULL;
 	if (events->count >= MOST_EVENTS)
-		Py_DECREF(queue_pop(events));
+		oldest = queue_pop(events);
 	queue_push(events, Py_NewRef(report));
+	Py_XDECREF(oldest); /* last, since it may run other code */
 	Py_RETURN_NONE;
 }
 
@@ -1886,21 +1970,19 @@ static PyObject *port_tell_method(Port *self, PyObject *unused)
 /* Go on with a message that the kernel took in part, and hand over what MSG_BATCH holds back. */
 static PyObject *port_push(Port *self, PyObject *unused)
 {
+	struct failure failure = { 0 };
 	int done;
 
 	port_inherit(self);
 	port_lock(self);
-	done = port_finish(self);
+	done = port_finish(self, &failure);
 	if (done > 0 && self->batched && !self->open && !self->shared) {
-		if (port_write(self, "", 0, port_flags(self, 0)) >= 0)
-			self->batched = 0;
-		else if (PyErr_Occurred())
+		if (port_write(self, "", 0, port_flags(self, 0), &failure) < 0 && failure.operation)
 			done = -1;
-		else /* the kernel pushes before it says that it is full */
-			self->batched = 0;
+		else
+			self->batched = 0; /* the kernel pushes before it says that it is full */
 	}
-	port_unlock(self);
-	return done < 0 ? NULL : Py_NewRef(Py_None);
+	return port_unlock(self, done, &failure) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *port_held(Port *self, void *unused)

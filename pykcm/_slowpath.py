@@ -7,203 +7,26 @@ caller takes the message along, since there are lines of Python between.
 
 from __future__ import annotations
 
-import collections
 import errno
 import math
 import operator
-import os
 import select
-import socket as _socket
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pykcm import _kernel
+from pykcm._slowport import Cut, Port, make, setup
+
+__all__ = ["MultiplexorCalls", "Port", "SocketCalls", "setup"]
 
 _BATCH = 64
 _PATIENCE_MESSAGES, _PATIENCE_SECONDS, _TURN = 512, 0.05, 0.002
-_MOST_EVENTS = 4096
 _LARGEST_INT = (1 << 31) - 1
 # Plain numbers: an operation on socket's flags makes an enum member each time.
-_DONTWAIT, _PEEK, _MORE, _EOR = 0x40, 0x2, 0x8000, 0x80
+_DONTWAIT, _PEEK, _MORE = 0x40, 0x2, 0x8000
 _MSG_BATCH = 0x40000
 _OWN = object()  # the socket's own time-out
-
-_forks = [0, 0]  # seen in the parent, and in the child
-
-
-def _count(which: int) -> None:
-    _forks[which] += 1
-
-
-os.register_at_fork(before=lambda: _count(0), after_in_child=lambda: _count(1))
-
-_make: dict[str, Any] = {}
-
-
-def setup(*functions: Any) -> None:
-    """What makes errors, argument errors and bytes; the exceptions for a cut and for the end."""
-    _make.update(
-        zip(("error", "argument", "bytes", "truncated", "disconnected"), functions, strict=True)
-    )
-
-
-class _Cut(bytes):
-    """A message that was longer than the room for it."""
-
-
-class Port:
-    """One KCM descriptor, and what was received from it and is being sent on it."""
-
-    def __init__(self, fd: int, seqpacket: bool, room: int) -> None:
-        self.fd, self.seqpacket, self.room = fd, bool(seqpacket), room
-        self.keeps_rest = self.ahead = self.taken = self.empty = 0
-        self.inbox: collections.deque[bytes] = collections.deque()
-        self.events: collections.deque[Any] = collections.deque(maxlen=_MOST_EVENTS)
-        self._part = b""
-        self._rest: memoryview = memoryview(b"")
-        self._rest_flags = 0
-        self.open = self.batched = self.shared = self.sent_many = 0
-        self.watch = self.told = -1
-        self.bound = self.watched = self.attached = self.queueing = self.over = 0
-        self.observed = self.waiting = self.patience = self.holding = 0
-        self.telling = False
-        self.look_at = self.turn = 0.0
-        self._made = list(_forks)
-
-    @property
-    def held(self) -> int:
-        """Messages received and not handed out."""
-        return len(self.inbox)
-
-    @property
-    def rest(self) -> int:
-        """Bytes of a message that the kernel took in part."""
-        return len(self._rest)
-
-    @property
-    def inherited(self) -> bool:
-        """Whether it was made by another process."""
-        return self._made[1] != _forks[1]
-
-    @property
-    def forked(self) -> bool:
-        """Whether a fork has come since it was made."""
-        return self._made[0] != _forks[0]
-
-    def inherit(self) -> None:
-        """After a fork: others share the socket, and the child has none of the messages."""
-        if self.forked:
-            self._made[0] = _forks[0]
-            self.shared = 1
-        if self.inherited and not self.bound:
-            self._made[1] = _forks[1]
-            self.inbox.clear()
-            self._part, self._rest = b"", memoryview(b"")
-            self.open = self.batched = 0
-
-    def tell(self) -> None:
-        """Set or clear what tells of messages in the Port."""
-        wanted = bool(self.inbox or self.over)
-        if self.told >= 0 and wanted != self.telling and (self.observed or self.waiting):
-            _kernel.set_event(self.told, wanted)
-            self.telling = wanted
-
-    def report(self, report: Any) -> None:
-        """Keep a report, once."""
-        if not any(event is report for event in self.events):
-            self.events.append(report)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            return self.events.popleft()
-        except IndexError:
-            raise StopIteration from None
-
-    def pull(self) -> bool:
-        """Receive into the Port; whether there was a message."""
-        received = self.receive(_BATCH, self.room)
-        self.tell()
-        return received
-
-    def receive(self, count: int, room: int) -> bool:
-        """Receive up to count messages; whether there were any."""
-        if self.fd < 0:
-            raise _make["error"]("receive", errno.EBADF)
-        count = max(1, min(count, _BATCH, (64 << 20) // room))
-        memory = bytearray(room * count)
-        try:
-            received = _kernel.receive_many(self.fd, memory, room, count, _DONTWAIT)
-        except (BlockingIOError, InterruptedError):
-            self.empty += 1
-            return False
-        except OSError as error:
-            raise _make["error"]("receive", error.errno) from error
-        self.taken += len(received)
-        self.empty += len(received) < count
-        view = memoryview(memory)
-        parts = self.keeps_rest and self.seqpacket
-        for i, (length, flags) in enumerate(received):
-            message = self._part + bytes(view[i * room : i * room + length])
-            self._part = b""
-            if parts and not flags & _EOR:
-                self._part = message
-            else:
-                self.inbox.append(message if parts or length < room else _Cut(message))
-        return True
-
-    def _write(self, data: bytes | memoryview, flags: int) -> int | None:
-        """One send; the bytes that the kernel took, None if it has no room."""
-        if self.fd < 0:
-            raise _make["error"]("send", errno.EBADF)
-        try:
-            return _kernel.send_message(self.fd, [data], flags | _DONTWAIT | _socket.MSG_NOSIGNAL)
-        except OSError as error:
-            if self.open and not self.seqpacket and not self._rest:
-                self.open = 0
-                raise _make["error"]("continue", error.errno) from error
-            if not isinstance(error, (BlockingIOError, InterruptedError)):
-                raise _make["error"]("send", error.errno) from error
-            return None
-
-    def _finish(self) -> bool:
-        while self._rest:
-            sent = self._write(self._rest, self._rest_flags)
-            if sent is None:
-                return False
-            self._rest = self._rest[sent:]
-        return True
-
-    def _flags(self, flags: int) -> int:
-        if self.seqpacket and not flags & _MORE:
-            flags |= _EOR
-        return flags & ~_MSG_BATCH if self.shared else flags
-
-    def send(self, message: bytes, flags: int) -> bool:
-        """Send one message; whether there was room."""
-        if not self._finish():
-            return False
-        if not message and not (self.open and not flags & _MORE):
-            raise _make["error"]("empty", errno.EINVAL)
-        flags = self._flags(flags)
-        sent = self._write(message, flags)
-        if sent is None:
-            return False
-        self.open = int(bool(flags & _MORE))
-        if not self.open:
-            self.batched = int(bool(flags & _MSG_BATCH))
-        self._rest, self._rest_flags = memoryview(message)[sent:], flags
-        return True
-
-    def push(self) -> None:
-        """Hand over what is held back, as far as there is room."""
-        self.inherit()
-        if self._finish() and self.batched and not self.open and not self.shared:
-            self._write(b"", self._flags(0))
-            self.batched = 0
 
 
 class _Call:
@@ -211,6 +34,8 @@ class _Call:
 
     def __init__(self, owner: Any, kind: str, flags: int = 0, **more: Any) -> None:
         self.owner, self.kind, self.flags = owner, kind, operator.index(flags)
+        if abs(self.flags) > _LARGEST_INT:
+            raise make["argument"]("flags", flags)
         self.port: Port = owner._port
         self.at = 0
         self.waiter: Any = None
@@ -253,51 +78,46 @@ class _Call:
                 self.refuse_if_over()
             return self.attempt_send()
         count = self.limit if self.kind == "many" else 1
-        if self.flags & _PEEK and not port.inbox:
-            return self.peek()
-        if not port.inbox:
+        if not port.inbox and not self.flags & _PEEK:
             port.receive(count if port.waiting else max(count, port.ahead), self.room)
-            if not port.inbox:
-                return None
-        front = port.inbox[0]
-        if isinstance(front, _Cut):
-            if not self.flags & _PEEK:
-                port.inbox.popleft()
-            raise self.owner._truncated(bytes(front))
-        if self.flags & _PEEK:
-            return ([front] if self.kind == "many" else front,)
         try:
+            if self.flags & _PEEK:
+                front = port.inbox[0] if port.inbox else port.peek(self.room)
+                return None if front is None else (self.made_of(front),)
             return (self.take(count),)
+        except IndexError:  # another thread has taken it
+            return None
         finally:
             port.tell()
 
+    def made_of(self, message: bytes) -> Any:
+        """What the call returns for a message."""
+        if isinstance(message, Cut):
+            raise self.owner._truncated(bytes(message))
+        if self.kind == "through":
+            return self.through(message)
+        return [message] if self.kind == "many" else message
+
     def take(self, count: int) -> Any:
         inbox = self.port.inbox
-        if self.kind == "through":
-            try:
-                result = self.through(inbox[0])
-            except _make["truncated"]:
-                inbox.popleft()
-                raise
-            inbox.popleft()
-            return result
-        if self.kind == "one":
-            return inbox.popleft()
-        whole: list[bytes] = []
-        while inbox and len(whole) < count and not isinstance(inbox[0], _Cut):
-            whole.append(inbox.popleft())
-        return whole
-
-    def peek(self) -> tuple[Any] | None:
-        memory = bytearray(self.room)
+        message = inbox.popleft()
         try:
-            length, _ = _kernel.receive_message(self.port.fd, [memory], _DONTWAIT | _PEEK)
-        except (BlockingIOError, InterruptedError):
-            return None
-        message = bytes(memory[:length])
-        if length >= self.room:
-            raise self.owner._truncated(message)
-        return ([message] if self.kind == "many" else message,)
+            result = self.made_of(message)
+        except make["truncated"]:
+            raise
+        except BaseException:
+            inbox.appendleft(message)
+            raise
+        while self.kind == "many" and len(result) < count:
+            try:
+                message = inbox.popleft()
+            except IndexError:  # no more, or another thread has taken it
+                break
+            if isinstance(message, Cut):
+                inbox.appendleft(message)
+                break
+            result.append(message)
+        return result
 
     def attempt_send(self) -> tuple[int] | None:
         port = self.port
@@ -322,7 +142,7 @@ class _Call:
         if self.at:
             return self.at
         if not blocking:
-            raise _make["error"]("send" if self.kind == "send" else "receive", errno.EAGAIN)
+            raise make["error"]("send" if self.kind == "send" else "receive", errno.EAGAIN)
         what = {"event": "no transport ended", "send": "no transport took the message"}
         raise TimeoutError(f"timed out: {what.get(self.kind, 'no message came')}")
 
@@ -345,7 +165,7 @@ class _Call:
         finally:
             port.waiting -= 1
         if port.fd < 0:
-            raise _make["error"]("receive", errno.EBADF)
+            raise make["error"]("receive", errno.EBADF)
         if self.kind != "event" and any(fd == port.watch for fd, _ in ready):
             self.owner._look()
         return time.monotonic() < deadline
@@ -393,8 +213,34 @@ class _Operation:
     def __init__(self, call: _Call, iterating: bool = False) -> None:
         self._call, self._iterating = call, iterating
 
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self._run().__await__()
+        self._begun: Any = None
+
+    @property
+    def _steps(self) -> Any:
+        if self._begun is None:
+            self._begun = self._run()
+        return self._begun
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """Go on, as a coroutine."""
+        return self._steps.send(value)
+
+    def throw(self, *exception: Any) -> Any:
+        """Raise an exception where it waits."""
+        return self._steps.throw(*exception)
+
+    def close(self) -> None:
+        """Give it up."""
+        self._steps.close()
 
     async def _run(self) -> Any:
         call = self._call
@@ -416,7 +262,7 @@ class _Operation:
                     call.waiter = getattr(owner, names.get(call.kind, "_receive_steps"))()
                 await owner._await(call.waiter)
                 port.turn = time.monotonic()
-        except _make["disconnected"]:
+        except make["disconnected"]:
             if self._iterating:
                 raise StopAsyncIteration from None
             raise
@@ -428,18 +274,18 @@ def _seconds(timeout: Any) -> float:
     if timeout is None:
         return math.inf
     try:
-        seconds = float(timeout)
+        seconds = math.ldexp(timeout, 0)  # as float(), of numbers only
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not seconds >= 0:
-        raise _make["argument"]("timeout", timeout)
+        raise make["argument"]("timeout", timeout)
     return seconds
 
 
 def _at_least(name: str, value: int, least: int) -> int:
     number = operator.index(value)
     if number < least:
-        raise _make["argument"](name, value)
+        raise make["argument"](name, value)
     return number
 
 
@@ -455,7 +301,7 @@ def _many(owner: Any, limit: int, flags: int = 0) -> _Call:
 
 
 def _bytes(data: Any) -> bytes:
-    return data if type(data) is bytes else _make["bytes"](data)
+    return data if type(data) is bytes else make["bytes"](data)
 
 
 def _sends(owner: Any, messages: Iterable[Any], flags: int) -> _Call:
@@ -463,11 +309,11 @@ def _sends(owner: Any, messages: Iterable[Any], flags: int) -> _Call:
     data = [_bytes(message) for message in messages]
     call = _Call(owner, "send", flags, data=data)
     if not all(data):
-        raise _make["error"]("empty", errno.EINVAL)
+        raise make["error"]("empty", errno.EINVAL)
     if call.flags & _MORE:
-        raise _make["error"]("more", errno.EINVAL)
+        raise make["error"]("more", errno.EINVAL)
     if call.port.open:
-        raise _make["error"]("open", errno.EBUSY)
+        raise make["error"]("open", errno.EBUSY)
     return call
 
 
@@ -519,7 +365,7 @@ def _through(name: str, flags_at: int) -> Callable[..., Any]:
 class SocketCalls(_Calls):
     """The calls of a KCMSocket."""
 
-    def recv(self, bufsize: int | None = None, flags: int = 0, /, *, timeout: Any = _OWN) -> Any:
+    def recv(self, bufsize: int | None = None, flags: int = 0, *, timeout: Any = _OWN) -> Any:
         return _one(self, bufsize, flags).drive(timeout)
 
     recv_into = _through("recv_into", 2)
@@ -549,5 +395,5 @@ class MultiplexorCalls(_Calls):
     def __next__(self) -> Any:
         try:
             return self.recv()
-        except _make["disconnected"]:
+        except make["disconnected"]:
             raise StopIteration from None
