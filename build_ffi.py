@@ -28,6 +28,7 @@ int pykcm_recvmmsg(int fd, char *buffer, size_t size, size_t room, int count, in
 
 #define BPF_PROG_TYPE_SOCKET_FILTER ...
 
+struct bpf_insn { ...; };
 struct bpf_prog_info {
     uint32_t type;
     uint32_t id;
@@ -51,6 +52,11 @@ int pykcm_bpf_load_functions(unsigned int type, const void *instructions, size_t
                              const void *functions, size_t function_count);
 int pykcm_bpf_run(int fd, const void *data, size_t size, unsigned int repeat,
                   uint32_t *result, uint32_t *duration);
+int pykcm_delineate_check(const struct bpf_insn *program, size_t count);
+int64_t pykcm_delineate(const struct bpf_insn *program, const void *data, size_t size);
+size_t pykcm_divide(const struct bpf_insn *program, const void *data, size_t size,
+                    uint32_t *lengths, size_t room, size_t *used);
+
 int pykcm_bpf_info(int fd, struct bpf_prog_info *info);
 int pykcm_bpf_pin(int fd, const char *path);
 int pykcm_bpf_get(const char *path);
@@ -64,10 +70,13 @@ ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
 ffibuilder.set_source(
     "pykcm._native",
-    "".join((PACKAGE / source).read_text(encoding="utf-8") for source in SOURCES),
+    '#include "_delineate.h"\n'
+    + "".join((PACKAGE / source).read_text(encoding="utf-8") for source in SOURCES),
+    sources=["pykcm/_delineate.c"],
     define_macros=[("_GNU_SOURCE", None), ("Py_LIMITED_API", "0x030A0000")],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
-    depends=[f"pykcm/{source}" for source in SOURCES],
+    include_dirs=["pykcm"],
+    depends=[f"pykcm/{source}" for source in (*SOURCES, "_delineate.c", "_delineate.h")],
     py_limited_api=True,
 )
 
