@@ -41,6 +41,7 @@ int pykcm_recvmmsg(int fd, char *buffer, size_t size, size_t room, int count, in
 
 #define BPF_PROG_TYPE_SOCKET_FILTER ...
 
+struct bpf_insn { ...; };
 struct bpf_prog_info {
     uint32_t type;
     uint32_t id;
@@ -61,6 +62,11 @@ int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
                    const void *functions, size_t function_count);
 int pykcm_bpf_run(int fd, const void *data, size_t size, unsigned int repeat,
                   uint32_t *result, uint32_t *duration);
+int pykcm_delineate_check(const struct bpf_insn *program, size_t count);
+int64_t pykcm_delineate(const struct bpf_insn *program, const void *data, size_t size);
+size_t pykcm_divide(const struct bpf_insn *program, const void *data, size_t size,
+                    uint32_t *lengths, size_t room, size_t *used);
+
 int pykcm_bpf_info(int fd, struct bpf_prog_info *info);
 int pykcm_bpf_pin(int fd, const char *path);
 int pykcm_bpf_get(const char *path);
@@ -70,14 +76,18 @@ const char *pykcm_bpf_helper_name(unsigned int number);
 # A free-threaded Python has no limited API; cffi then ignores py_limited_api by itself.
 LIMITED = [] if sysconfig.get_config_var("Py_GIL_DISABLED") else [("Py_LIMITED_API", "0x030A0000")]
 
+PACKAGE = Path(__file__).parent / "pykcm"
+
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
 ffibuilder.set_source(
     "pykcm._native",
-    (Path(__file__).parent / "pykcm" / "native.c").read_text(encoding="utf-8"),
+    '#include "_delineate.h"\n' + (PACKAGE / "native.c").read_text(encoding="utf-8"),
+    sources=["pykcm/_delineate.c"],
     define_macros=[("_GNU_SOURCE", None), *LIMITED],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
-    depends=["pykcm/native.c"],
+    include_dirs=["pykcm"],
+    depends=["pykcm/native.c", "pykcm/_delineate.c", "pykcm/_delineate.h"],
     py_limited_api=True,
 )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pykcm import _kernel
 from pykcm._wait import Steps, apause, arun, checkpoint, pause, run
-from pykcm.errors import ArgumentError, Disconnected, MessageTruncated
+from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -94,6 +94,16 @@ class Messages:
             "for; set max_message_size to the longest message of its framings",
             data,
         )
+
+    def _not_after_fork(self) -> KCMOSError:
+        return KCMOSError(
+            errno.EPERM,
+            "this multiplexor belongs to the process that made it; receive and send on a clone "
+            "that was made before the fork, and close this object",
+        )
+
+    def _let_clones_go(self) -> None:
+        """A Multiplexor's clones are let go of by itself."""
 
     def _receive_steps(self) -> Steps[None]:
         raise NotImplementedError

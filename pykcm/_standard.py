@@ -71,7 +71,8 @@ class StandardCalls(SocketCalls, _socket.socket):
         ancbufsize: int = 0,
         flags: int = 0,
     ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
-        message = message or b""
+        if message is None:  # the buffers may be of an iterator, which serves once
+            return 0, [], 0, None
         taken = 0
         for buffer in buffers:
             with memoryview(buffer) as view, view.cast("B") as target:

@@ -121,13 +121,6 @@ class Upkeep(Messages, MultiplexorCalls):
             f"the last transport is gone, and all its messages were read: {self._transports.last}",
         )
 
-    def _not_after_fork(self) -> KCMOSError:
-        return KCMOSError(
-            errno.EPERM,
-            "this multiplexor belongs to the process that made it; receive and send on a clone "
-            "that was made before the fork, and close this object",
-        )
-
     def _check(self) -> None:
         if self._closed:
             raise KCMOSError(errno.EBADF, "the multiplexor is closed")

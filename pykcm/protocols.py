@@ -326,7 +326,7 @@ _enter(
                     Case((127,), (Add(Field(2, 8)), Within(65536, LARGEST_LENGTH), Add(10))),
                 ),
             ),
-            Switch(Field(1, mask=0x80), (Case((0,)), Case((0x80,), (Add(4),)))),
+            Switch(Field(1, mask=0x80, shift=7), (Case((0,)), Case((1,), (Add(4),)))),
         ),
     ),
     "flags and opcode, mask bit, length of 7 bits, 2 or 8 bytes, masking key",

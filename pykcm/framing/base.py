@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pykcm import bpf
     from pykcm._offset import Strategy
+    from pykcm.framing.delineate import Delineator
 
     #: What `measure` takes.
     Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 #: The longest message, in bytes, of a framing that is given no other.
 DEFAULT_MAX_LENGTH = 1 << 20
+
+#: How many messages may make a super message, where the kernel's verifier takes so many.
+LARGEST_BATCH = 256
+
+# How long a super message may be, where no single message is longer.
+_BATCH_BYTES = 1 << 16
 
 
 class Framing(abc.ABC):
@@ -55,11 +62,15 @@ class Framing(abc.ABC):
         """
 
     @abc.abstractmethod
-    def assembly(self, strategy: Strategy | None = None) -> str:
+    def assembly(self, strategy: Strategy | None = None, batch: int = 1) -> str:
         """The same rule as a delineation program, in BPF assembly.
 
         Its result is the message's length, 0 for "not enough to tell", -EMSGSIZE or -EBADMSG;
         and -EFAULT should the kernel refuse to show bytes that it says are there.
+
+        With a batch, the program goes on from message to message, while they lie whole in the
+        data that has come, and its result is the sum of their lengths: KCM takes them for one, a
+        super message, which `split` divides.  A first message that is not whole is measured alone.
 
         The text is made without asking the kernel, so that it can be had on every machine.
 
@@ -67,27 +78,82 @@ class Framing(abc.ABC):
             strategy: how the program learns where in the skb the message begins; None for what
                 is right on Linux 5.19 and later on 64-bit machines, `STRATEGIES["probe"]`.
                 `load` asks the running kernel.
+            batch: how many messages may make a super message, 1 to LARGEST_BATCH; together they
+                are no longer than `batch_bytes` says.
+
+        Raises:
+            FramingDefinitionError: no such batch is possible.
         """
 
-    def load(self, strategy: Strategy | None = None) -> bpf.Program:
+    def load(self, strategy: Strategy | None = None, batch: int = 1) -> bpf.Program:
         """The delineation program, loaded into the kernel; the caller closes it.
 
         Args:
             strategy: as of `assembly`; None for what is right on the running kernel.
+            batch: as of `assembly`.
 
         Raises:
+            FramingDefinitionError: the batch is too large for the kernel's verifier; the largest
+                that is possible is named.
             UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
             VerifierError, BPFError: the kernel refuses the program.
         """
-        from pykcm import _offset, bpf
+        from pykcm import _offset
+        from pykcm.errors import BPFError
 
         if strategy is None:
             strategy = _offset.find_strategy()
+        try:
+            return self._load(strategy, batch)
+        except BPFError as error:
+            if batch == 1 or (largest := self.largest_batch(strategy)) >= batch:
+                raise
+            raise FramingDefinitionError(
+                "batch",
+                f"{batch} is more than this kernel takes for this framing, {largest}",
+            ) from error
+
+    def _load(self, strategy: Strategy, batch: int) -> bpf.Program:
+        from pykcm import bpf
+
         return bpf.Program.load(
-            _code(self, strategy),
+            _code(self, strategy, batch),
             name="pykcm_framing",
             functions_take=function_argument(strategy.far_loads),
         )
+
+    def largest_batch(self, strategy: Strategy | None = None) -> int:
+        """The largest batch that the running kernel's verifier takes, found by trying.
+
+        Args:
+            strategy: as of `load`.
+
+        Raises:
+            UnavailableError, CapabilityError, VerifierError, BPFError: as of `load`, if not even
+                a batch of 1 can be loaded.
+        """
+        from pykcm import _offset
+        from pykcm.errors import BPFError
+
+        if strategy is None:
+            strategy = _offset.find_strategy()
+        self._load(strategy, 1).close()
+        batch, low, high = LARGEST_BATCH, 1, LARGEST_BATCH
+        while low < high:
+            try:
+                self._load(strategy, batch).close()
+                low = batch
+            except BPFError:
+                high = batch - 1
+            batch = (low + high + 1) // 2
+        return low
+
+    def batch_bytes(self, batch: int) -> int:
+        """The longest super message of so many messages, in bytes: what a receiver needs room for.
+
+        It is max_length, or 64 KiB where that is more, and never more than batch * max_length.
+        """
+        return max(self.max_length, min(check_batch(batch) * self.max_length, _BATCH_BYTES))
 
     @abc.abstractmethod
     def replace(self: _Self, **changes: Any) -> _Self:
@@ -99,11 +165,16 @@ class Framing(abc.ABC):
 
 
 @functools.lru_cache(maxsize=64)
-def _code(framing: Framing, strategy: Strategy) -> bytes:
+def _code(framing: Framing, strategy: Strategy, batch: int) -> bytes:
     """The instructions, kept: a program is loaded for every connection that is attached."""
     from pykcm import bpf
 
-    return bpf.assemble(framing.assembly(strategy))
+    return bpf.assemble(framing.assembly(strategy, batch))
+
+
+def check_batch(batch: int, largest: int = LARGEST_BATCH) -> int:
+    """The batch, if it is possible; else a FramingDefinitionError."""
+    return check_integer("batch", batch, 1, largest)
 
 
 class SteppedFraming(Framing):
@@ -158,22 +229,44 @@ class SteppedFraming(Framing):
                 )
 
     def measure(self, buffer: Buffer) -> int:
+        if self._delineator:
+            length = self._delineator.measure(buffer)
+            if length >= 0:
+                return length
+        return self._follow(buffer)  # which also says why a header is refused
+
+    @functools.cached_property
+    def _delineator(self) -> Delineator | None:
+        from pykcm.errors import UnavailableError
+
+        try:
+            from pykcm.framing.delineate import Delineator
+
+            return Delineator(self)
+        except UnavailableError:
+            return None  # a platform without the compiled part, where Python has to do
+
+    def _follow(self, buffer: Buffer) -> int:
+        """`measure` in Python, step by step."""
         try:
             return follow_all(self.steps, memoryview(buffer).cast("B"), 0)
         except IncompleteError:
             return 0
 
-    def assembly(self, strategy: Strategy | None = None) -> str:
+    def assembly(self, strategy: Strategy | None = None, batch: int = 1) -> str:
         from pykcm._offset import PROBE
 
         strategy = strategy or PROBE
-        code = Code(strategy.far_loads)
+        check_batch(batch)
+        code = Code(strategy.far_loads, batch)
         code.comment("r6: the skb; r7: where in it the message begins")
         code.add(*strategy.lines("r7").splitlines())
         code.comment("r8: the length so far")
         code.add("r8 = 0")
         for step in self.steps:
             step.emit(code)
+        if batch > 1:
+            self._emit_following(code, batch)
         code.add("r0 = r8", "exit")
         for label, error in (
             (code.bad(), errno.EBADMSG),
@@ -184,3 +277,27 @@ class SteppedFraming(Framing):
                 code.place(label)
                 code.add(f"r0 = -{error}  # {errno.errorcode[error]}", "exit")
         return code.text()
+
+    def _emit_following(self, code: Code, batch: int) -> None:
+        """Adds to r8, the first message's length, those of the messages that follow it whole."""
+        code.comment("r10 - 8: where the first begins; r10 - 32: where the last may end")
+        code.add("*(u64 *)(r10 - 8) = r7", f"r0 = {batch - 1}", "*(u64 *)(r10 - 16) = r0")
+        code.add("r9 = *(u32 *)(r6 + 0)", "r9 -= r7")  # __sk_buff.len
+        code.minimum("r9", self.batch_bytes(batch))
+        code.add("r9 += r7", "*(u64 *)(r10 - 32) = r9")
+        code.add("r7 += r8")
+        code.jump("done", "r7 s>= r9")
+        code.place("next")
+        code.following = True
+        code.bytes_there()
+        code.add("r8 = 0")
+        for step in self.steps:
+            step.emit(code)
+        code.following = False
+        code.jump("stop", "r8 s> r9")
+        code.add("r7 += r8")
+        code.add("r0 = *(u64 *)(r10 - 16)", "r0 += -1", "*(u64 *)(r10 - 16) = r0")
+        code.jump("next", "r0 != 0")
+        code.place("stop")
+        code.add("r0 = *(u64 *)(r10 - 8)", "r8 = r7", "r8 -= r0")
+        code.place("done")

@@ -1,10 +1,14 @@
 """The assembly of a delineation program while it is written.
 
-Registers of the program: r6 is the skb, r7 the message's offset in it, r8 the length so far, r9 a
-value that outlives a packet load; r0 to r5 are clobbered by every packet load
-(`r0 = *(u32 *)skb[r7 + K]`).  Such a load yields the bytes as a big-endian number, and past the end
-of the data it ends the program with 0, which KCM takes as "wait for more"
-(bpf_gen_ld_abs in net/core/filter.c).
+Registers of the program: r6 is the skb, r7 the message's offset in it, r8 the length so far, and
+where it measures one message after the other, r9 is how many bytes there are from r7 on.  r0 to r5
+are clobbered by every packet load (`r0 = *(u32 *)skb[r7 + K]`).  Such a load yields the bytes as a
+big-endian number, and past the end of the data it ends the program with 0, which KCM takes as "wait
+for more" (bpf_gen_ld_abs in net/core/filter.c).
+
+The stack: at r10 - 8 what `Strategy.lines` needs, then where the first message begins; at r10 - 16
+how many messages may follow; at r10 - 24 what a step keeps for itself; at r10 - 32 where the last
+message may end; below that the buffer of a search.
 """
 
 from __future__ import annotations
@@ -23,10 +27,19 @@ class Code:
 
     Args:
         far_loads: as `pykcm._offset.Strategy` has it.
+        batch: how many messages the program measures at most.
+
+    Attributes:
+        following: whether what is written measures a message that follows another one.  Such a
+            message must be whole, and whatever is said against it is for the next call to say.
+        there: how many bytes from r7 on are known to be there, if it follows another.
     """
 
-    def __init__(self, far_loads: bool = True) -> None:
+    def __init__(self, far_loads: bool = True, batch: int = 1) -> None:
         self.far_loads = far_loads
+        self.batch = batch
+        self.following = False
+        self.there = 0
         self._start: list[str] = []
         self._lines: list[str] = []
         self._functions: dict[str, list[str]] = {}
@@ -70,18 +83,41 @@ class Code:
         else:
             self.add(f"r1 = {value:#x} ll", f"{register} {operator}= r1")
 
+    def load(self, bits: int, offset: int) -> None:
+        """A packet load to r0 from so many bytes behind r7."""
+        end = offset + bits // 8
+        if self.following and end > self.there:
+            self.compare("r9", "<", end, "stop")
+            self.there = end
+        self.add(f"r0 = *(u{bits} *)skb[r7 + {offset}]")
+
     def bad(self) -> str:
-        return "bad_header"
+        return "stop" if self.following else "bad_header"
 
     def oversize(self) -> str:
-        return "too_long"
+        return "stop" if self.following else "too_long"
 
     def unreadable(self) -> str:
-        return "unreadable"
+        return "stop" if self.following else "unreadable"
 
-    def at_start(self, *lines: str) -> None:
-        """Lines for the program's beginning, once however often they are asked for."""
-        if not set(lines) <= set(self._start):
+    def bytes_there(self) -> None:
+        """Leaves in r9 how many bytes there are from r7 on, for a message that follows another.
+
+        They are counted anew for each message: had the verifier seen the last one's length
+        taken off, it would look at each way through the rule with each way through the last.
+        """
+        self.add("r9 = *(u64 *)(r10 - 32)", "r9 -= r7")
+
+    def minimum(self, register: str, limit: int) -> None:
+        """The smaller of a register and a number, without a branch: one would double the walk."""
+        self.add(f"{register} -= {limit}", f"r0 = {register}", "r0 s>>= 63")
+        self.add(f"{register} &= r0", f"{register} += {limit}")
+
+    def once(self, *lines: str) -> None:
+        """Lines for here, if this is all that may need them; else for the program's beginning."""
+        if self.batch == 1:
+            self.add(*lines)
+        elif not set(lines) <= set(self._start):
             self._start += lines
 
     def function(self, label: str, lines: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pykcm.errors import FramingDefinitionError
-from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing
+from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing, check_batch
 from pykcm.framing.field import check_integer
 from pykcm.framing.steps import LARGEST_LENGTH
 from pykcm.framing.value import Value
@@ -92,30 +92,47 @@ class CustomFraming(Value, Framing):
             raise NotImplementedError("this CustomFraming was given no `measure`")
         return self.rule(buffer)
 
-    def assembly(self, strategy: Strategy | None = None) -> str:
+    def assembly(self, strategy: Strategy | None = None, batch: int = 1) -> str:
         """The whole program, with the line for the offset and the symbols put in.
+
+        Args:
+            strategy: as of `Framing.assembly`.
+            batch: 1; a program by hand measures the messages that it measures.
 
         Raises:
             AssemblyError: the text is no assembly.
+            FramingDefinitionError: the batch is not 1.
         """
+        check_batch(batch, 1)
         from pykcm import bpf
         from pykcm._offset import PROBE
 
         return bpf.disassemble(bpf.assemble(self.text, **self._all_symbols(strategy or PROBE)))
 
-    def load(self, strategy: Strategy | None = None) -> bpf.Program:
+    def load(self, strategy: Strategy | None = None, batch: int = 1) -> bpf.Program:
         """The program, loaded into the kernel; the caller closes it.
 
         Raises:
             AssemblyError: the text is no assembly; the place in the text is named.
             UnavailableError, CapabilityError: from `find_strategy`, where strategy is None.
             VerifierError, BPFError: the kernel refuses the program.
+            FramingDefinitionError: the batch is not 1.
         """
+        check_batch(batch, 1)
         from pykcm import _offset, bpf
 
         if strategy is None:
             strategy = _offset.find_strategy()
         return bpf.Program.load(self.text, name="pykcm_custom", **self._all_symbols(strategy))
+
+    def largest_batch(self, strategy: Strategy | None = None) -> int:
+        """1: a program by hand measures the messages that it measures."""
+        return 1
+
+    def batch_bytes(self, batch: int) -> int:
+        """The longest message, in bytes; the batch must be 1."""
+        check_batch(batch, 1)
+        return self.max_length
 
     def _all_symbols(self, strategy: Strategy) -> dict[str, Any]:
         return {"message_offset": strategy.lines(), **dict(self.symbols)}

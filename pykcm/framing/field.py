@@ -91,7 +91,7 @@ class Field(Value):
         return value >> self.shift
 
     def emit(self, code: Code) -> None:
-        """Leaves the field in r0; clobbers r1 to r5, and r9 unless the size is 1, 2 or 4."""
+        """Leaves the field in r0; clobbers r1 to r5."""
         self._emit_number(code)
         if self.mask is not None and self.mask != (1 << 8 * self.size) - 1:
             code.apply("r0", "&", self.mask)
@@ -99,23 +99,19 @@ class Field(Value):
             code.add(f"r0 >>= {self.shift}")
 
     def _emit_number(self, code: Code) -> None:
-        parts = list(pieces(self.size))
-        for at, size in parts:
-            code.add(f"r0 = *(u{8 * size} *)skb[r7 + {self.offset + at}]")
+        for at, size in pieces(self.size):
+            code.load(8 * size, self.offset + at)
             if self.byteorder == "little" and size > 1:
                 # The load made a host number of big-endian bytes; of the two conversions it is
                 # the one to the foreign order that swaps.
                 swap = "be" if sys.byteorder == "little" else "le"
                 code.add(f"r0 = {swap}{8 * size} r0")
-            if len(parts) == 1:
-                return
-            if at == 0:
-                code.add("r9 = r0")
-            elif self.byteorder == "big":
-                code.add(f"r9 <<= {8 * size}", "r9 |= r0")
-            else:
-                code.add(f"r0 <<= {8 * at}", "r9 |= r0")
-        code.add("r0 = r9")
+            if at and self.byteorder == "big":
+                code.add("r1 = *(u64 *)(r10 - 24)", f"r1 <<= {8 * size}", "r0 |= r1")
+            elif at:
+                code.add("r1 = *(u64 *)(r10 - 24)", f"r0 <<= {8 * at}", "r0 |= r1")
+            if at + size < self.size:
+                code.add("*(u64 *)(r10 - 24) = r0")
 
 
 def pieces(size: int) -> Iterable[tuple[int, int]]:

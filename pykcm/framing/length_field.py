@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pykcm.errors import FramingDefinitionError
-from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing, SteppedFraming
+from pykcm.framing.base import DEFAULT_MAX_LENGTH, Framing, SteppedFraming, check_batch
+from pykcm.framing.code import Code
 from pykcm.framing.field import Field, check_integer
 from pykcm.framing.steps import LARGEST_LENGTH, Add, Divisible, Match, Step
 from pykcm.framing.value import Value
@@ -156,12 +157,28 @@ class FixedLength(Value, Framing):
         """The length of every message, in bytes, whatever the buffer holds."""
         return self.length
 
-    def assembly(self, strategy: Strategy | None = None) -> str:
-        """The delineation program; it is the same with every strategy."""
-        return f"    r0 = {self.length}\n    exit\n"
+    def assembly(self, strategy: Strategy | None = None, batch: int = 1) -> str:
+        """The delineation program; with a batch of 1 it is the same with every strategy."""
+        from pykcm._offset import PROBE
 
-    def load(self, strategy: Strategy | None = None) -> bpf.Program:
-        """The delineation program, loaded into the kernel, which is not asked for a strategy."""
+        check_batch(batch)
+        if batch == 1:
+            return f"    r0 = {self.length}\n    exit\n"
+        code = Code()
+        code.add(*(strategy or PROBE).lines("r7").splitlines())
+        code.add("r0 = *(u32 *)(r6 + 0)", "r0 -= r7", f"r0 /= {self.length}")  # __sk_buff.len
+        most = min(batch, self.batch_bytes(batch) // self.length)
+        code.compare("r0", "<=", most, "counted")
+        code.add(f"r0 = {most}")
+        code.place("counted")
+        code.compare("r0", "!=", 0, "whole")
+        code.add("r0 = 1")
+        code.place("whole")
+        code.add(f"r0 *= {self.length}", "exit")
+        return code.text()
+
+    def load(self, strategy: Strategy | None = None, batch: int = 1) -> bpf.Program:
+        """As `Framing.load`; with a batch of 1 the kernel is not asked for a strategy."""
         from pykcm._offset import NONE
 
-        return super().load(strategy or NONE)
+        return super().load(NONE if batch == 1 else strategy, batch)

@@ -34,7 +34,9 @@ _WORDS = 5
 _NEAR = (_WORDS - 1) * _WORD
 _BUFFER = 512 - 32 - 4 * _WORD
 _FAR = _BUFFER - _WORD
-_BOTTOM = 4 * _WORD + _BUFFER
+# Where they begin, below r10.
+_BUFFER_AT = 4 * _WORD + _BUFFER
+_WORDS_AT = (4 + _WORDS) * _WORD
 
 
 def function_argument(far_loads: bool) -> int:
@@ -61,20 +63,37 @@ class Find(Value, Step):
         check_integer("limit", self.limit, len(self.delimiter), LARGEST_SEARCH)
 
     def emit(self, code: Code) -> None:
-        """r7 moves over what was searched, r8 counts that, r9 what is left to search from r7 on."""
-        # The verifier wants the buffer initialised, as there may be too little data to fill it.
-        bottom = range(_BOTTOM, _BOTTOM - _BUFFER, -_WORD)
-        code.at_start("r0 = 0", *(f"*(u64 *)(r10 - {at}) = r0" for at in bottom))
-        found, none = code.label("found"), code.label("none")
-        code.add("r9 = *(u32 *)(r6 + 0)", "r9 -= r7")  # __sk_buff.len
-        _emit_minimum(code, "r9", self.limit)
-        code.add("*(u64 *)(r10 - 16) = r9")
-        if code.far_loads:
-            self._emit_by_helper(code, found, none)
+        # The verifier wants all of it initialised, as there may be too little data to fill it.
+        words = range(_BUFFER_AT if code.far_loads else _WORDS_AT, 4 * _WORD, -_WORD)
+        code.once("r0 = 0", *(f"*(u64 *)(r10 - {at}) = r0" for at in words))
+        if code.following:
+            self._emit_one_turn(code)
         else:
-            self._emit_by_packet_loads(code, found, none)
+            self._emit_turns(code)
+
+    def _emit_turns(self, code: Code) -> None:
+        """r7 moves over what was searched, r8 counts that, r9 what is left to search from r7 on."""
+        turn, found, none = code.label("turn"), code.label("found"), code.label("none")
+        code.add("r9 = *(u32 *)(r6 + 0)", "r9 -= r7")  # __sk_buff.len
+        code.minimum("r9", self.limit)
+        code.add("*(u64 *)(r10 - 24) = r9")
+        code.place(turn)
+        if code.far_loads:
+            places = _FAR
+            self._emit_helper(code, found, none)
+        else:
+            places = _NEAR
+            tail = code.label("tail")
+            self._emit_packet_loads(code, found, tail)
+        code.add(f"r7 += {places}", f"r8 += {places}", f"r9 -= {places}")
+        all_places = self.limit - len(self.delimiter) + 1
+        code.compare("r8", "<", -(-all_places // places) * places, turn)
+        if not code.far_loads:
+            code.jump(none)
+            code.place(tail)
+            self._emit_tail(code, found, self._near - 1)
         code.place(none)
-        code.add("r1 = *(u64 *)(r10 - 16)")
+        code.add("r1 = *(u64 *)(r10 - 24)")
         code.compare("r1", "==", self.limit, code.oversize())
         code.add("r0 = 0", "exit")
         code.place(found)
@@ -83,47 +102,56 @@ class Find(Value, Step):
         code.jump(none, "r0 s> r9")
         code.add("r7 -= r8", "r8 += r0")
 
-    def _emit_by_helper(self, code: Code, found: str, none: str) -> None:
-        turn = code.label("turn")
-        code.place(turn)
+    def _emit_one_turn(self, code: Code) -> None:
+        """A message that follows another is looked for in what one turn can see."""
+        found = code.label("found")
+        code.minimum("r9", self.limit)
+        if code.far_loads:
+            self._emit_helper(code, found, "stop")
+        else:
+            self._emit_tail(code, found, self._near)
+        code.jump("stop")
+        code.place(found)
+        code.add(f"r0 += {len(self.delimiter)}")
+        code.jump("stop", "r0 s> r9")
+        code.add("r8 = r0")
+        code.bytes_there()
+
+    def _emit_helper(self, code: Code, found: str, none: str) -> None:
         code.add("r4 = r9")
-        _emit_minimum(code, "r4", _BUFFER)
+        code.minimum("r4", _BUFFER)
         # One comparison tells the verifier that it is 1 to _BUFFER.
         code.add("r4 += -1")
         code.compare("r4", ">", _BUFFER - 1, none)
-        code.add("r4 += 1", "r1 = r6", "r2 = r7", "r3 = r10", f"r3 += -{_BOTTOM}")
+        code.add("r4 += 1", "r1 = r6", "r2 = r7", "r3 = r10", f"r3 += -{_BUFFER_AT}")
         code.add("call bpf_skb_load_bytes")
         # The bytes are there.  To wait for more of them would be to wait for ever.
         code.compare("r0", "!=", 0, code.unreadable())
-        code.add("r1 = r10", f"r1 += -{_BOTTOM}")
+        code.add("r1 = r10", f"r1 += -{_BUFFER_AT}")
         self._emit_call(code, found)
-        self._emit_turn(code, _FAR, turn)
 
-    def _emit_by_packet_loads(self, code: Code, found: str, none: str) -> None:
-        turn, tail, look = code.label("turn"), code.label("tail"), code.label("look")
-        size = _NEAR + len(self.delimiter) - 1
-        code.place(turn)
-        code.compare("r9", "s<", size, tail)
-        for at, width in pieces(size):
+    def _emit_packet_loads(self, code: Code, found: str, tail: str) -> None:
+        code.compare("r9", "s<", self._near, tail)
+        for at, width in pieces(self._near):
             code.add(f"r0 = *(u{8 * width} *)skb[r7 + {at}]")
             if width > 1:
                 code.add(f"r0 = be{8 * width} r0")
-            code.add(f"*(u{8 * width} *)(r10 - {_BOTTOM - at}) = r0")
+            code.add(f"*(u{8 * width} *)(r10 - {_WORDS_AT - at}) = r0")
         self._emit_call(code, found)
-        self._emit_turn(code, _NEAR, turn)
-        code.jump(none)
-        # No packet load may reach past the data's end.
-        code.place(tail)
-        for at in range(size - 1):
+
+    def _emit_tail(self, code: Code, found: str, most: int) -> None:
+        """By packet loads of a byte, as many as there are: none may reach past the data's end."""
+        look = code.label("look")
+        for at in range(most):
             code.compare("r9", "s<=", at, look)
-            code.add(f"r0 = *(u8 *)skb[r7 + {at}]", f"*(u8 *)(r10 - {_BOTTOM - at}) = r0")
+            code.add(f"r0 = *(u8 *)skb[r7 + {at}]", f"*(u8 *)(r10 - {_WORDS_AT - at}) = r0")
         code.place(look)
         self._emit_call(code, found)
 
-    def _emit_turn(self, code: Code, places: int, turn: str) -> None:
-        code.add(f"r7 += {places}", f"r8 += {places}", f"r9 -= {places}")
-        all_places = self.limit - len(self.delimiter) + 1
-        code.compare("r8", "<", -(-all_places // places) * places, turn)
+    @property
+    def _near(self) -> int:
+        """How many bytes the delimiter may lie in, if it begins at one of so many places."""
+        return _NEAR + len(self.delimiter) - 1
 
     def _emit_call(self, code: Code, found: str) -> None:
         """Looks at what was read, and jumps with the delimiter's place in r0."""
@@ -135,7 +163,7 @@ class Find(Value, Step):
             code.function(name, self._function_of_words(name))
             places = _NEAR
             for number in range(_WORDS):
-                code.add(f"r{number + 1} = *(u64 *)(r10 - {_BOTTOM - number * _WORD})")
+                code.add(f"r{number + 1} = *(u64 *)(r10 - {_WORDS_AT - number * _WORD})")
         code.add(f"call {name}")
         code.compare("r0", "!=", places, found)
 
@@ -196,12 +224,6 @@ class Find(Value, Step):
         if path.high or path.low:
             raise FramingDefinitionError("steps", "nothing may be added before a Find")
         return [path.plus(len(self.delimiter), self.limit)]
-
-
-def _emit_minimum(code: Code, register: str, limit: int) -> None:
-    """The smaller of a register and a number, without a branch: one would double the walk."""
-    code.add(f"{register} -= {limit}", f"r0 = {register}", "r0 s>>= 63")
-    code.add(f"{register} &= r0", f"{register} += {limit}")
 
 
 def _swap(register: str) -> Iterable[str]:

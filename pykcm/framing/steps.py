@@ -199,6 +199,10 @@ class Within(Value, Step):
     def emit(self, code: Code) -> None:
         # Signed: a negative adjustment can make the sum negative, and `explore` has proved that
         # it is below 2**62.
+        if code.following:
+            # To the verifier r8 is a range, and where that decides a comparison, all that it came
+            # from is looked at in each combination.  What is added here it does not know.
+            code.add("r0 = *(u32 *)(r6 + 0)", "r8 += r0", "r8 -= r0")
         code.compare("r8", "s<", self.low, code.bad())
         code.compare("r8", "s>", self.high, code.oversize())
 
@@ -342,13 +346,17 @@ class Switch(Value, Step):
                 code.apply("r2", "-", low)
                 code.compare("r2", "<=", high - low, target)
         code.jump(refused)
+        before, after = code.there, []
         for number, (case, target) in enumerate(zip(self.cases, targets, strict=True), 1):
             code.place(target)
+            code.there = before
             for step in case.steps:
                 step.emit(code)
+            after.append(code.there)
             if number < len(self.cases):
                 code.jump(end)
         code.place(end)
+        code.there = min(after)
 
     def follow(self, data: memoryview, length: int) -> int:
         number = self.field.read(data)

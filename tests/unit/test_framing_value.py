@@ -91,7 +91,7 @@ DEAR = ("dataclasses", "inspect", "pykcm.bpf", "pykcm._offset")
 @pytest.mark.parametrize(
     "statement",
     [
-        "import pykcm.framing; pykcm.framing.LengthField(size=2).measure(b'..')",
+        "import pykcm.framing; pykcm.framing.LengthField(size=2)",
         "from pykcm import protocols; protocols.THRIFT_FRAMED",
     ],
 )
