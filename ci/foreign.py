@@ -77,9 +77,10 @@ printf '#!/bin/sh\\nexec modprobe -d %s "$@"\\n' {modules} >/run/modprobe
 chmod +x /run/modprobe
 echo /run/modprobe >/proc/sys/kernel/modprobe
 # Through pipes: a port is opened once, and waits for whoever reads.
+for output in /dev/vport*p1; do :; done
 mkfifo /run/errors
-cat </run/errors >/dev/vport*p2 &
-sh {script} </dev/null 2>/run/errors | cat >/dev/vport*p1
+cat </run/errors >${{output%1}}2 &
+sh {script} </dev/null 2>/run/errors | cat >$output
 wait
 poweroff -f
 """
@@ -209,7 +210,7 @@ def native(arch: str) -> Path:
     """pykcm's compiled part for an architecture."""
     source = CACHE / "machines" / arch / "_native.c"
     emit = "import sys; from build_ffi import ffibuilder; ffibuilder.emit_c_code(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", emit, source], cwd=ROOT, stdout=sys.stderr, check=True)
+    run(sys.executable, "-c", emit, source, cwd=ROOT)
     library = source.with_name(f"{sha256(source.read_bytes()).hexdigest()[:16]}.so")
     if not library.exists():
         say(f"compiling pykcm for {arch}")

@@ -206,6 +206,12 @@ def older(left: str, right: str) -> int:
     return -1 if compared.returncode == 0 else int(left != right)
 
 
+def parts(image: str, depends: list[str]) -> list[str]:
+    """The packages over which a kernel is spread: they carry its release in their names."""
+    release = image.removeprefix("linux-image")
+    return [name for name in depends if name.endswith(release)]
+
+
 class Archive:
     """What kernels the Debian archive has for an architecture; asked when first wanted, once."""
 
@@ -215,6 +221,7 @@ class Archive:
         """
         self._foreign = arch
         self._found: dict[str, str] = {}
+        self._absent: dict[str, str] = {}
         self._apts: dict[tuple[str, ...], Apt] = {}
 
     @property
@@ -238,17 +245,21 @@ class Archive:
         if not self._found:
             apt = self._apt(SUITES)
             pattern = re.compile(IMAGE.format(arch=self.arch))
-            images = [name for name in apt.names("linux-image-") if pattern.fullmatch(name)]
+            names = apt.names("linux-")
+            images = [name for name in names if pattern.fullmatch(name)]
             newest: dict[str, tuple[str, str]] = {}
-            for package, (version, _) in apt.show(images).items():
+            for package, (version, depends) in apt.show(images).items():
                 found = pattern.fullmatch(package)
                 assert found
                 name = found[1] + (found[2] or "")
-                if name not in newest or older(newest[name][0], version) < 0:
+                # The archive may still have a kernel but no longer its modules.
+                absent = {*parts(package, depends)} - {*names}
+                if absent:
+                    self._absent[name] = min(absent)
+                elif name not in newest or older(newest[name][0], version) < 0:
                     newest[name] = version, package
             found_uml = {UML: UML_PACKAGE} if self.arch == "amd64" else {}
-            names = sorted(newest, key=order)
-            self._found = found_uml | {name: newest[name][1] for name in names}
+            self._found = found_uml | {name: newest[name][1] for name in sorted(newest, key=order)}
         return self._found
 
     def packages(self, series: str) -> tuple[Apt, dict[str, str]]:
@@ -260,22 +271,15 @@ class Archive:
             }
         found = self.series()
         if series not in found:
-            raise KernelUnavailableError(f"the Debian archive has {', '.join(found)}, not {series}")
+            why = f" (no {self._absent[series]})" if series in self._absent else ""
+            raise KernelUnavailableError(
+                f"the Debian archive has {', '.join(found)}, not {series}{why}"
+            )
         apt = self._apt(SUITES)
-        release = found[series].removeprefix("linux-image-")
-        packages: dict[str, str] = {}
-        pending = [found[series]]
-        # A kernel may be spread over packages that all carry its release in their names.
-        while pending:
-            shown = apt.show(pending)
-            packages |= {name: version for name, (version, _) in shown.items()}
-            pending = [
-                name
-                for _, depends in shown.values()
-                for name in depends
-                if name.endswith("-" + release) and name not in packages
-            ]
-        return apt, packages
+        image = found[series]
+        (_, depends) = apt.show([image])[image]
+        shown = apt.show([image, *parts(image, depends)])
+        return apt, {name: version for name, (version, _) in shown.items()}
 
 
 ARCHIVES = {arch: Archive(arch) for arch in ("", *FOREIGN)}

@@ -215,7 +215,9 @@ class Apt:
 
 
 @pytest.mark.skipif(not shutil.which("dpkg"), reason="versions are compared by dpkg")
-def test_series_are_found_and_the_newest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_of_each_series_that_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     apt = Apt(
         ("linux-image-6.1.0-9-amd64", "6.1.27-1", []),
         ("linux-image-6.1.0-56-amd64", "6.1.192-2", []),
@@ -227,6 +229,8 @@ def test_series_are_found_and_the_newest_is_taken(monkeypatch: pytest.MonkeyPatc
         ("linux-image-6.9.7+bpo-amd64", "6.9.7-1~bpo12+1", []),
         ("linux-image-7.3.4+deb13-rt-amd64", "7.3.4-1~bpo13+1", [RT_BASE, "kmod"]),
         (RT_BASE, "7.3.4-1~bpo13+1", ["kmod"]),
+        ("linux-image-7.3.9+deb13-rt-amd64", "7.3.9-1", ["linux-modules-7.3.9+deb13-rt-amd64"]),
+        ("linux-image-6.19.14+deb13-amd64", "6.19.14-1", ["linux-modules-6.19.14+deb13-amd64"]),
         ("linux-image-amd64", "6.1.192-2", []),
         ("linux-image-rt-amd64", "6.1.192-2", []),
     )
@@ -241,6 +245,9 @@ def test_series_are_found_and_the_newest_is_taken(monkeypatch: pytest.MonkeyPatc
         "6.12": "linux-image-6.12.117+deb12-amd64",
         "7.3-rt": "linux-image-7.3.4+deb13-rt-amd64",
     }
+    with pytest.raises(KernelUnavailableError) as caught:
+        archive.packages("6.19")
+    assert "not 6.19 (no linux-modules-6.19.14+deb13-amd64)" in str(caught.value)
     assert archive.packages("7.3-rt")[1] == {
         "linux-image-7.3.4+deb13-rt-amd64": "7.3.4-1~bpo13+1",
         RT_BASE: "7.3.4-1~bpo13+1",
