@@ -1098,7 +1098,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "what can be read of a message that faults is sent",
         _mutant(send_and_fault=_send_before_the_fault),
         _of(
-            "transmit",
+            "errors",
             "message_that_faults_is_not_sent",
             "long_message_that_faults_is_not_sent",
             "part_that_faults_drops_a_dgram",
@@ -1108,7 +1108,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "nothing is taken of a message that faults",
         _mutant(send_and_fault=_fault),
         _of(
-            "transmit",
+            "errors",
             "part_that_faults_leaves_a_seqpacket_open",
             "message_that_faulted_at_its_last_fragment_can_be_ended",
         ),
@@ -1116,17 +1116,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "SO_MEMINFO is 5 everywhere",
         _always("get_option", struct.pack("9I", *[5] * 9)),
-        _of("transmit", "message_that_faults_is_not_counted"),
+        _of("errors", "message_that_faults_is_not_counted"),
     ),
     Mutation(
         "send is EAGAIN always",
         _mutant(send=_send_full),
-        _of("transmit", "messages_that_fault_leave_room"),
+        _of("errors", "messages_that_fault_leave_room"),
     ),
     Mutation(
         "a receive that faults takes the message",
         _mutant(libc=_libc_scrapping),
-        _of("receive", "failed_receive_leaves_the_message"),
+        _of("errors", "failed_receive_leaves_the_message"),
     ),
     Mutation(
         "splice leaves the message",
@@ -1357,12 +1357,12 @@ REPAIRS: tuple[Mutation, ...] = (
     Mutation(
         "a receive that faults does nothing else",
         _mutant(libc=_libc_faulting),
-        _of("receive", "failed_receive_leaves_the_message"),
+        _of("errors", "failed_receive_leaves_the_message"),
     ),
     Mutation(
         "nothing is taken of a message that faults",
         _mutant(send_and_fault=_fault),
-        _of("transmit", "message_that_faults_is_not_counted", "messages_that_fault_leave_room"),
+        _of("errors", "message_that_faults_is_not_counted", "messages_that_fault_leave_room"),
     ),
     Mutation(
         "splice with SPLICE_F_NONBLOCK takes a message, and does not wait",

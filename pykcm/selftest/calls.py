@@ -29,35 +29,13 @@ if TYPE_CHECKING:
 # The program "r0 = 0; exit", which the verifier takes as any type of program.
 _RETURN_ZERO = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 
-
 # Nothing is mapped in a process's first page.
 _BAD_ADDRESS = 8
-
 
 _FAIL_NTH = "/proc/thread-self/fail-nth"
 _FAULT_INJECTION = (Path("/sys/kernel/debug/failslab"), Path("/sys/kernel/debug/fail_page_alloc"))
 
 T = TypeVar("T")
-
-
-class _Buffer(ctypes.Structure):
-    """struct iovec."""
-
-    _fields_ = [("start", ctypes.c_void_p), ("size", ctypes.c_size_t)]
-
-
-class _Message(ctypes.Structure):
-    """struct msghdr."""
-
-    _fields_ = [
-        ("name", ctypes.c_void_p),
-        ("name_size", ctypes.c_uint),
-        ("buffers", ctypes.c_void_p),
-        ("count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_size", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    ]
 
 
 class Calls:
@@ -111,9 +89,10 @@ class Calls:
     def send_and_fault(self, fd: int, data: bytes, flags: int = 0) -> int:
         """sendmsg of some data, and ten bytes more at an address that can't be read."""
         good = ctypes.create_string_buffer(data, max(len(data), 1))
-        start = ctypes.addressof(good)
-        buffers = (_Buffer * 2)(_Buffer(start, len(data)), _Buffer(_BAD_ADDRESS, 10))
-        message = _Message(buffers=ctypes.addressof(buffers), count=2)
+        vectors = (syscalls.Vector * 2)(
+            syscalls.Vector(ctypes.addressof(good), len(data)), syscalls.Vector(_BAD_ADDRESS, 10)
+        )
+        message = syscalls.Message(vectors=vectors, count=2)
         return self.libc("sendmsg", fd, ctypes.addressof(message), flags)
 
     def map(self, fd: int, size: int) -> mmap.mmap:

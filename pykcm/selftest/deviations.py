@@ -96,7 +96,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         _NO_TAIL_SINCE,
     ),
     Deviation(
-        "receive.failed_receive_leaves_the_message",
+        "errors.failed_receive_leaves_the_message",
         _NO_TAIL,
         "the message is lost",
         "kcm_recvmsg() copies a message that skb_recv_datagram() has taken off the queue already",
@@ -117,17 +117,17 @@ DEVIATIONS: tuple[Deviation, ...] = (
         _SEEN,
     ),
     Deviation(
-        "transmit.message_that_faults_is_not_counted",
+        "errors.message_that_faults_is_not_counted",
         "5.10-",
         "what was taken before the fault stays counted for ever",
         "kcm_sendmsg() frees the message at out_error, and leaves sk_wmem_queued as it is",
         _SEEN,
     ),
     Deviation(
-        "transmit.messages_that_fault_leave_room",
+        "errors.messages_that_fault_leave_room",
         "5.10-",
         "a socket without a message in it is full",
-        "as in transmit.message_that_faults_is_not_counted",
+        "as in errors.message_that_faults_is_not_counted",
         _SEEN,
     ),
     Deviation(

@@ -39,6 +39,15 @@ def framed(body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
+#: What the fragments of one socket buffer hold, in bytes; more of a message goes into others.
+FRAGMENTS = 17 * 32_768
+
+
+def patterned(size: int) -> bytes:
+    """Bytes in which a piece that is missing or in another place can be seen."""
+    return b"".join(struct.pack(">I", number) for number in range(size // 4))
+
+
 class Lab(Looking):
     """The sockets and programs of one check, closed when it ends.
 

@@ -39,6 +39,7 @@ class Looking:
         self.calls = calls
         self.patience = patience
         self.quiet = quiet
+        self._room = bytearray()
         #: The KCM sockets that were made, in that order.
         self.sockets: list[socket.socket] = []
 
@@ -87,14 +88,20 @@ class Looking:
                 f"a receive on the KCM socket\nexpected: a message\nseen: nothing in "
                 f"{self.patience:g} s"
             )
-        buffer = bytearray(room)
+        buffer = self._buffer(room)
         size, seen = self.calls.receive(kcm.fileno(), [buffer], flags | socket.MSG_DONTWAIT)
         return bytes(buffer[:size]), seen
+
+    def _buffer(self, room: int) -> memoryview:
+        """So many bytes; the same ones each time, since fresh memory costs time."""
+        if len(self._room) < room:
+            self._room = bytearray(max(room, ROOM))
+        return memoryview(self._room)[:room]
 
     def receive_all(self, kcm: socket.socket) -> list[bytes]:
         """The messages that are there now."""
         found = []
-        buffer = bytearray(ROOM)
+        buffer = self._buffer(ROOM)
         with contextlib.suppress(BlockingIOError):
             while True:
                 size, _ = self.calls.receive(kcm.fileno(), [buffer], socket.MSG_DONTWAIT)
@@ -136,7 +143,7 @@ class Looking:
         while len(data) < size and time.monotonic() < end:
             if not self.calls.poll(far.fileno(), select.POLLIN, self.patience):
                 break
-            piece = self.calls.tcp_receive(far, size - len(data))
+            piece = self.calls.tcp_receive(far, min(size - len(data), 1 << 16))
             if not piece:
                 break
             data += piece

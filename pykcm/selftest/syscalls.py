@@ -36,6 +36,26 @@ _NUMBERS = {
 _NARROW = {"x86_64": "i686", "aarch64": "armv7l", "armv8l": "armv7l", "i386": "i686"}
 
 
+class Vector(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = [("start", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+
+
+class Message(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_ = [
+        ("name", ctypes.c_void_p),
+        ("name_size", ctypes.c_uint),
+        ("vectors", ctypes.POINTER(Vector)),
+        ("count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_size", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    ]
+
+
 def libc(name: str, *arguments: int | bytes | None) -> int:
     """A function of the C library; integers are passed as longs.
 

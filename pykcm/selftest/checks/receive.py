@@ -184,15 +184,6 @@ def bad_buffer_is_efault(lab: Lab) -> None:
     lab.refused("recv", errno.EFAULT, lab.calls.libc, "recv", kcm.fileno(), 8, 10, 0)
 
 
-@GROUP.check(code("kcm_recvmsg, skb_copy_datagram_msg"))
-def failed_receive_leaves_the_message(lab: Lab) -> None:
-    """After a receive that could not be written, the message is still there."""
-    kcm = _two_messages(lab, socket.SOCK_DGRAM)
-    lab.expect("a peek", lab.peek(kcm), _TEN)
-    lab.refused("recv", errno.EFAULT, lab.calls.libc, "recv", kcm.fileno(), 8, 10, 0)
-    lab.received(kcm, [_TEN, b"abcdefghij"])
-
-
 @GROUP.check(code("__strp_recv, frag_list", "net/strparser/strparser.c"))
 def long_message_is_received(lab: Lab) -> None:
     """A message of a MiB, which is in many socket buffers, is received whole, and another after."""

@@ -80,6 +80,9 @@ def no_multiplexor_is_left(lab: Lab) -> None:
     lab.eventually("the first line", lambda: lab.calls.proc("kcm").splitlines()[0], wanted)
 
 
+_ABORTS = 30
+
+
 @GROUP.check(code("strp_abort_strp, skb_head", "net/strparser/strparser.c"))
 def aborted_message_is_freed(lab: Lab) -> None:
     """The beginning of a message whose assembly was given up is freed, each of many times."""
@@ -89,7 +92,7 @@ def aborted_message_is_freed(lab: Lab) -> None:
     taken = []
     for _ in range(4):
         before = lab.calls.free_memory()
-        for _ in range(60):
+        for _ in range(_ABORTS):
             near, far = lab.tcp()
             near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 4_000))
             lab.attach(kcm, near, program)
@@ -100,7 +103,9 @@ def aborted_message_is_freed(lab: Lab) -> None:
             far.close()
         taken.append(before - lab.calls.free_memory())
     # Others take memory too, and the first time what is needed once.
-    lab.expect("more than half of the bytes are gone", min(taken) > 60 * len(begun) // 2, False)
+    lab.expect(
+        "more than half of the bytes are gone", min(taken) > _ABORTS * len(begun) // 2, False
+    )
 
 
 @GROUP.check(code("kcm_exit"), alone=True)

@@ -11,8 +11,8 @@ import struct
 import time
 
 from pykcm._binding import lib
-from pykcm.selftest.check import Failure, Group, Skip, code, rst
-from pykcm.selftest.lab import SEQPACKET, SOON, Lab, framed
+from pykcm.selftest.check import Failure, Group, code, rst
+from pykcm.selftest.lab import FRAGMENTS, SEQPACKET, SOON, Lab, framed, patterned
 
 GROUP = Group("transmit", "send, sendmsg, sendmmsg, write, poll of a KCM socket")
 
@@ -186,20 +186,11 @@ def messages_are_atomic(lab: Lab) -> None:
     )
 
 
-# What the fragments of one socket buffer hold, in bytes; more of a message goes into others.
-_FRAGMENTS = 17 * 32_768
-
-
-def _patterned(size: int) -> bytes:
-    """Bytes in which a piece that is missing or in another place can be seen."""
-    return b"".join(struct.pack(">I", number) for number in range(size // 4))
-
-
 @GROUP.check(code("kcm_sendmsg, frag_list; kcm_write_msgs, frag_list"))
 def long_messages_are_written(lab: Lab) -> None:
     """Messages of more than a socket buffer's fragments hold are sent whole, others between."""
     kcm, _, far = lab.attached()
-    messages = [_patterned(_FRAGMENTS + 4), b"a short one", _patterned(1 << 20), b"another"]
+    messages = [patterned(FRAGMENTS + 4), b"a short one", patterned(1 << 20), b"another"]
     for message in messages:
         lab.expect("what send returned", lab.calls.send(kcm.fileno(), [message]), len(message))
     lab.streamed(far, b"".join(messages))
@@ -211,7 +202,7 @@ def message_goes_on_when_there_is_room(lab: Lab) -> None:
     """What a full connection did not take at once is written when its peer reads."""
     kcm, near, far = lab.attached()
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    message = _patterned(1 << 18)
+    message = patterned(1 << 18)
     lab.calls.send(kcm.fileno(), [message])
     for end in range(0, len(message), 1 << 16):
         # The connection becomes full again and again.
@@ -221,98 +212,6 @@ def message_goes_on_when_there_is_room(lab: Lab) -> None:
     lab.eventually("bytes unsent", lambda: lab.unsent_bytes(kcm), 0)
 
 
-# Of this many bytes some lie in a fragment that is full, and so were taken before the fault.
-_TWO_FRAGMENTS = 40_000
-_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
-
-
-@GROUP.check(code("kcm_sendmsg, out_error"))
-def message_that_faults_is_not_sent(lab: Lab) -> None:
-    """Nothing of a SOCK_DGRAM message whose end can't be read is sent, and the next one is."""
-    kcm, _, far = lab.attached()
-    for size in (10, _TWO_FRAGMENTS):
-        arguments = kcm.fileno(), bytes(size)
-        lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
-    lab.calls.send(kcm.fileno(), [b"the next one"])
-    lab.streamed(far, b"the next one")
-    lab.unsent(far)
-
-
-@GROUP.check(code("kcm_sendmsg, out_error, frag_list"))
-def long_message_that_faults_is_not_sent(lab: Lab) -> None:
-    """The same of a message of more than a socket buffer's fragments hold, and of just so much."""
-    kcm, _, far = lab.attached()
-    try:  # what failed stays counted on many kernels, and must not fill the socket
-        kcm.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 16 << 20)
-    except PermissionError:
-        raise Skip("no large send buffer can be set; it requires root") from None
-    for size in (_FRAGMENTS, _FRAGMENTS + _TWO_FRAGMENTS):
-        arguments = kcm.fileno(), bytes(size)
-        lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
-    message = _patterned(_FRAGMENTS + _TWO_FRAGMENTS)
-    lab.calls.send(kcm.fileno(), [message])
-    lab.streamed(far, message)
-
-
-@GROUP.check(code("kcm_sendmsg, out_error"))
-def part_that_faults_drops_a_dgram(lab: Lab) -> None:
-    """A part that can't be read drops the SOCK_DGRAM message that it belongs to, not the next."""
-    kcm, _, far = lab.attached()
-    lab.calls.send(kcm.fileno(), [b"begun, "], socket.MSG_MORE)
-    arguments = kcm.fileno(), b"gone on, ", socket.MSG_MORE
-    lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
-    lab.calls.send(kcm.fileno(), [b"the next one"])
-    lab.streamed(far, b"the next one")
-    lab.unsent(far)
-
-
-@GROUP.check(code('kcm_sendmsg: "Wrote some bytes before encountering an error"'))
-def part_that_faults_leaves_a_seqpacket_open(lab: Lab) -> None:
-    """What was taken of a SOCK_SEQPACKET part before a fault belongs to its message, still open."""
-    kcm, _, far = lab.attached(kind=SEQPACKET)
-    lab.calls.send(kcm.fileno(), [b"begun, "])
-    lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, kcm.fileno(), b"not taken")
-    part = _patterned(_TWO_FRAGMENTS)
-    size = lab.calls.send_and_fault(kcm.fileno(), part, socket.MSG_EOR)
-    lab.expect("some of the part was taken", 0 < size <= len(part), True)
-    lab.unsent(far)
-    lab.calls.send(kcm.fileno(), [b"ended"], socket.MSG_EOR)
-    lab.streamed(far, b"begun, " + part[:size] + b"ended")
-
-
-@GROUP.check(code("kcm_write_msgs, nr_frags; kcm_sendmsg, frag_prev"))
-def message_that_faulted_at_its_last_fragment_can_be_ended(lab: Lab) -> None:
-    """A SOCK_SEQPACKET message can be ended after a fault just where another fragment began."""
-    kcm, _, far = lab.attached(kind=SEQPACKET)
-    # This process has sent nothing before, so that its fragments are whole.
-    message = _patterned(_FRAGMENTS)
-    size = lab.calls.send_and_fault(kcm.fileno(), message)
-    lab.expect("what send returned", size, len(message))
-    lab.calls.send(kcm.fileno(), [b""], socket.MSG_EOR)
-    lab.streamed(far, message)
-    lab.calls.send(kcm.fileno(), [b"the next one"], socket.MSG_EOR)
-    lab.streamed(far, b"the next one")
-
-
-@GROUP.check(code("kcm_sendmsg, out_error, sk_wmem_queued"))
-def message_that_faults_is_not_counted(lab: Lab) -> None:
-    """Of a SOCK_DGRAM message that failed, nothing is counted as waiting to be sent."""
-    kcm, _, _ = lab.attached()
-    lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, kcm.fileno(), bytes(_TWO_FRAGMENTS))
-    lab.expect("SK_MEMINFO_WMEM_QUEUED", lab.unsent_bytes(kcm), 0)
-
-
-@GROUP.check(code("kcm_sendmsg, out_error, sk_wmem_queued"))
-def messages_that_fault_leave_room(lab: Lab) -> None:
-    """A SOCK_DGRAM socket takes a message however often others have failed."""
-    kcm, _, far = lab.attached()
-    arguments = kcm.fileno(), bytes(_TWO_FRAGMENTS), socket.MSG_DONTWAIT
-    for _ in range(20):
-        lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
-    lab.calls.send(kcm.fileno(), [b"taken"], socket.MSG_DONTWAIT)
-    lab.streamed(far, b"taken")
-
-
 @GROUP.check(code("reserve_psock, tx_wait; psock_now_avail"))
 def second_socket_waits_for_the_connection(lab: Lab) -> None:
     """While one socket's message fills the only connection, another one's waits, and follows."""
@@ -320,7 +219,7 @@ def second_socket_waits_for_the_connection(lab: Lab) -> None:
     kcm, near, far = lab.attached()
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     clone = lab.clone(kcm)
-    message = _patterned(1 << 19)
+    message = patterned(1 << 19)
     lab.calls.send(kcm.fileno(), [message])
     lab.calls.send(clone.fileno(), [b"the other one's"])
     first, second = (line.status for line in lab.multiplexor().sockets)

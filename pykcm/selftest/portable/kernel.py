@@ -20,30 +20,10 @@ if TYPE_CHECKING:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Vector(ctypes.Structure):
-    """struct iovec."""
-
-    _fields_ = [("start", ctypes.c_void_p), ("size", ctypes.c_size_t)]
-
-
-class _Message(ctypes.Structure):
-    """struct msghdr."""
-
-    _fields_ = [
-        ("name", ctypes.c_void_p),
-        ("name_size", ctypes.c_uint),
-        ("vectors", ctypes.POINTER(_Vector)),
-        ("count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_size", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    ]
-
-
 class _Many(ctypes.Structure):
     """struct mmsghdr."""
 
-    _fields_ = [("message", _Message), ("size", ctypes.c_uint)]
+    _fields_ = [("message", syscalls.Message), ("size", ctypes.c_uint)]
 
 
 def open_socket(type: int = socket.SOCK_DGRAM, protocol: int | None = None) -> socket.socket:
@@ -67,18 +47,18 @@ def clone(kcm_fd: int) -> int:
 
 
 def send_message(fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
-    message, _kept = _message([bytes(buffer) for buffer in buffers])
+    message, _kept = _gathered([bytes(buffer) for buffer in buffers])
     return _called("sendmsg", fd, ctypes.byref(message), flags)
 
 
 def send_many(fd: int, messages: Sequence[Buffer], flags: int = 0) -> int:
-    made = [_message([bytes(each)]) for each in messages]
+    made = [_gathered([bytes(each)]) for each in messages]
     many = (_Many * len(made))(*(_Many(message) for message, _ in made))
     return _called("sendmmsg", fd, many, len(made), flags)
 
 
 def receive_message(fd: int, buffers: Sequence[Buffer], flags: int = 0) -> tuple[int, int]:
-    message, _kept = _message(buffers)
+    message, _kept = _gathered(buffers)
     size = _called("recvmsg", fd, ctypes.byref(message), flags)
     return size, message.flags
 
@@ -87,7 +67,7 @@ def receive_many(
     fd: int, buffer: Buffer, room: int, count: int, flags: int = 0
 ) -> list[tuple[int, int]]:
     view = memoryview(buffer)
-    made = [_message([view[place * room : (place + 1) * room]]) for place in range(count)]
+    made = [_gathered([view[place * room : (place + 1) * room]]) for place in range(count)]
     many = (_Many * count)(*(_Many(message) for message, _ in made))
     received = _called("recvmmsg", fd, many, count, flags | lib.MSG_WAITFORONE, None)
     return [(many[place].size, many[place].message.flags) for place in range(received)]
@@ -135,7 +115,7 @@ def bpf_info(fd: int, translated: int = 0) -> tuple[Any, bytes]:
     return info, room.raw[:translated]
 
 
-def _message(buffers: Sequence[Buffer]) -> tuple[_Message, Any]:
+def _gathered(buffers: Sequence[Buffer]) -> tuple[syscalls.Message, Any]:
     """A message of some buffers, and what must be kept as long as it is used."""
     kept = [
         ctypes.create_string_buffer(buffer, max(len(buffer), 1))
@@ -144,10 +124,13 @@ def _message(buffers: Sequence[Buffer]) -> tuple[_Message, Any]:
         for buffer in buffers
     ]
     sizes = [memoryview(buffer).nbytes for buffer in buffers]
-    vectors = (_Vector * len(kept))(
-        *(_Vector(ctypes.addressof(room), size) for room, size in zip(kept, sizes, strict=True))
+    vectors = (syscalls.Vector * len(kept))(
+        *(
+            syscalls.Vector(ctypes.addressof(room), size)
+            for room, size in zip(kept, sizes, strict=True)
+        )
     )
-    return _Message(vectors=vectors, count=len(kept)), (kept, vectors)
+    return syscalls.Message(vectors=vectors, count=len(kept)), (kept, vectors)
 
 
 def _called(name: str, *arguments: Any) -> int:
