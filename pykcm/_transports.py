@@ -251,11 +251,11 @@ class Transports:
     ) -> Steps[Disconnection]:
         """Take one off once all that has come is received; if something is raised, it stays."""
         try:
-            if transport.disconnection is None:
+            if transport.attached[0]:
                 transport.target = _tcp.bytes_received(transport.fd)
                 self.begin_draining(transport)
-                look()
-            while transport.disconnection is None:
+            look()
+            while self._by_fd.get(transport.fd) is transport:
                 yield Wait(self.watch.fileno())
                 look()
         except BaseException:
@@ -269,6 +269,7 @@ class Transports:
             raise
         finally:
             self.let_clones_go()
+        assert transport.disconnection is not None  # it is made before one is forgotten
         return transport.disconnection
 
     def let_clones_go(self) -> None:

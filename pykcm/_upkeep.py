@@ -135,11 +135,11 @@ class Upkeep(Messages, MultiplexorCalls):
             self._look()
 
     def _send_steps(self) -> Steps[None]:
-        with SendSpace(self._fd(), self._port.watch) as space:
-            while True:
-                yield Wait(space.fileno())
-                space.clear()
-                self._look()
+        space = SendSpace(self._fd(), self._port.watch)  # goes with this generator
+        while True:
+            yield Wait(space.fileno())
+            space.clear()
+            self._look()
 
     def _event_steps(self) -> Steps[None]:
         while True:
@@ -169,7 +169,7 @@ class Upkeep(Messages, MultiplexorCalls):
         return not (self._closed or self._port.inherited)
 
     def _close(self) -> None:
-        if self._closed:
+        if self._closed and self.socket.fileno() < 0:
             return
         own, shared, described = not self._port.inherited, self._clones.may_receive(), repr(self)
         unread = self._port.held if own and shared else 0

@@ -255,10 +255,10 @@ class KCMSocket(Messages, StandardCalls):
             yield Wait(self._fd())
 
     def _send_steps(self) -> Steps[None]:
-        with SendSpace(self._fd()) as space:
-            while True:
-                yield Wait(space.fileno())
-                space.clear()
+        space = SendSpace(self._fd())  # goes with this generator
+        while True:
+            yield Wait(space.fileno())
+            space.clear()
 
     def _look(self) -> None:
         """Whether the Multiplexor that this is a clone of still has transports."""
