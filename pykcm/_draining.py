@@ -235,10 +235,10 @@ class Drain:
 
     def close(self) -> None:
         """Give back what the clones hold: no call waits for them any more."""
-        self._rounds = self._port.holding = 0
         while self._clones:
             self._clones[-1].close()
             self._clones.pop()
+        self._rounds = self._port.holding = 0  # last: until then the next call's end comes here
 
 
 def _has_room(clone: _kernel.Descriptor) -> bool:
