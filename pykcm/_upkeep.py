@@ -139,7 +139,9 @@ class Upkeep(Messages, MultiplexorCalls):
         while True:
             yield Wait(space.fileno())
             space.clear()
-            self._look()
+            # The call looks after the transports itself, before it is tried again: looked after
+            # here, the last one's end would be waited through.
+            self._port.patience = 0
 
     def _event_steps(self) -> Steps[None]:
         while True:

@@ -117,7 +117,7 @@ def test_sending_in_a_storm(world: World, many: bool) -> None:
             at = at + world.mux.sent_many if many else len(done)
     thread.join()
     print(f"{storm.strikes} strikes")
-    assert storm.strikes > 5 or not many  # `send` alone runs no line that could be struck
+    assert storm.strikes > 0 or not many  # `send` alone runs no line that could be struck
     assert came == data
     world.true()
 

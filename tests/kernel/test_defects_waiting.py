@@ -141,6 +141,7 @@ class TestWaitingBesideAHeldUpTransport:
     @pytest.mark.filterwarnings("ignore::pykcm.UnsentWarning")
     def test_16(self, mux: Multiplexor, connect: Connect, call: str) -> None:
         thread = self.full(mux, connect)
+        start = time.monotonic()
 
         async def asend() -> None:
             with anyio.fail_after(PATIENCE):
@@ -156,6 +157,7 @@ class TestWaitingBesideAHeldUpTransport:
                         mux.send(message(bytes(50_000)), timeout=PATIENCE)
                 else:
                     anyio.run(asend)
+            assert time.monotonic() - start < PATIENCE / 2, "it was waited through"
         finally:
             thread.join(PATIENCE)
         mux.close(0)

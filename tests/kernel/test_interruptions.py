@@ -188,7 +188,7 @@ def test_unattach(dgram: World, beside: bool) -> None:
     def case() -> Case:
         dgram.mux.attach(near)
         expected = dgram.messages(2)
-        far.sendall(b"".join(expected))
+        deliver(far, near, b"".join(expected))
         outcome = yield lambda: dgram.mux.unattach(near, timeout=PATIENCE)
         passed(outcome)
         assert not dgram.mux._transports.lock._is_owned()  # type: ignore[attr-defined]
