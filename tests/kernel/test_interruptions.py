@@ -19,7 +19,7 @@ import pykcm
 from pykcm import Reason
 from tests.strikes import Case, Strike
 
-from .connections import PATIENCE, message
+from .connections import PATIENCE, deliver, message
 from .interrupted import TYPES, Full, World, passed, strike
 
 # What strikes a __del__, Python itself can but report.

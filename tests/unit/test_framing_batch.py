@@ -15,6 +15,9 @@ from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import CustomFraming, Delimiter, FixedLength, Framing, LengthField
 from pykcm.framing.base import LARGEST_BATCH
 from tests.protocol_streams import STREAMS, messages
+from tests.unit.bpf_oracle import needs_bpf
+
+pytestmark = needs_bpf
 
 NEAR = NONE._replace(far_loads=False)
 SEED = 20240607
