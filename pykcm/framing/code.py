@@ -8,7 +8,7 @@ for more" (bpf_gen_ld_abs in net/core/filter.c).
 
 The stack: at r10 - 8 what `Strategy.lines` needs, then where the first message begins; at r10 - 16
 how many messages may follow; at r10 - 24 what a step keeps for itself; at r10 - 32 where the last
-message may end; below that the buffer of a search.
+message may end; at r10 - 40 what is to be forgotten; below that the buffer of a search.
 """
 
 from __future__ import annotations
@@ -112,6 +112,15 @@ class Code:
         """The smaller of a register and a number, without a branch: one would double the walk."""
         self.add(f"{register} -= {limit}", f"r0 = {register}", "r0 s>>= 63")
         self.add(f"{register} &= r0", f"{register} += {limit}")
+
+    def forget(self, *registers: str) -> None:
+        """Makes the verifier forget what it knows of numbers of 32 bits.
+
+        Older ones (Linux 5.10's) walk on anew for each number that they know.  What is stored in
+        8 bytes they keep track of, but not of what is stored in 4.
+        """
+        for register in registers:
+            self.add(f"*(u32 *)(r10 - 36) = {register}", f"{register} = *(u32 *)(r10 - 36)")
 
     def once(self, *lines: str) -> None:
         """Lines for here, if this is all that may need them; else for the program's beginning."""

@@ -1,9 +1,10 @@
 """The step that looks for a delimiter.
 
-The verifier walks through every turn of a loop, and a search of 64 KiB has many.  So the search is
-a loop that hands 40 bytes at a time, as numbers, to a function, and the function is one that the
-verifier looks at once: a "global" one, see pykcm.bpf.functions.  The loop is written twice: by
-bpf_skb_load_bytes, and, where that reaches no further than 64 KiB into the data, by packet loads.
+The verifier walks through every turn of a loop, and a search of 64 KiB has many.  So each turn
+reads as much as it can and hands it to a function, which the verifier looks at once, however
+often it is called: see pykcm.bpf.functions.  Both are written twice: by bpf_skb_load_bytes, into a
+buffer; and for kernels where that reaches no further than 64 KiB into the data, by packet loads,
+with a function that takes numbers, as those kernels' functions may take no pointers.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: The longest message of a Find, in bytes: what the kernel's verifier can follow (it walks through
-#: every turn of the loop, and stops at a million instructions).
+#: The longest message of a Find, in bytes.  By packet loads the verifier walks through more than
+#: 80,000 instructions for it; and a peer can make the kernel search all of it for each byte sent.
 LARGEST_SEARCH = 1 << 16
 
 _WORD = 8
 # What the function is given, and at how many places in it the delimiter may begin; the last word
-# has what follows of one that begins in the word before.  By packet loads, five words, as many as
-# a function has arguments.  By bpf_skb_load_bytes, a buffer: the stack is 512 bytes, of which the
-# function's frame takes 32 however little it needs, and the first four words are for other things.
+# has what follows of one that begins in the word before.  The numbers are five words, as many as a
+# function has arguments.  The buffer is what is left of the stack's 512 bytes: the function's
+# frame takes 32, however little it needs, and the first five words are for other things (see Code).
 _WORDS = 5
 _NEAR = (_WORDS - 1) * _WORD
-_BUFFER = 512 - 32 - 4 * _WORD
+_OTHERS = 5 * _WORD
+_BUFFER = 512 - 32 - _OTHERS
 _FAR = _BUFFER - _WORD
 # Where they begin, below r10.
-_BUFFER_AT = 4 * _WORD + _BUFFER
-_WORDS_AT = (4 + _WORDS) * _WORD
+_BUFFER_AT = _OTHERS + _BUFFER
+_WORDS_AT = _OTHERS + _WORDS * _WORD
 
 
 def function_argument(far_loads: bool) -> int:
@@ -64,7 +66,7 @@ class Find(Value, Step):
 
     def emit(self, code: Code) -> None:
         # The verifier wants all of it initialised, as there may be too little data to fill it.
-        words = range(_BUFFER_AT if code.far_loads else _WORDS_AT, 4 * _WORD, -_WORD)
+        words = range(_BUFFER_AT if code.far_loads else _WORDS_AT, _OTHERS, -_WORD)
         code.once("r0 = 0", *(f"*(u64 *)(r10 - {at}) = r0" for at in words))
         if code.following:
             self._emit_one_turn(code)
@@ -91,6 +93,8 @@ class Find(Value, Step):
         if not code.far_loads:
             code.jump(none)
             code.place(tail)
+            code.compare("r9", "s<=", 0, none)
+            code.forget("r7", "r8")
             self._emit_tail(code, found, self._near - 1)
         code.place(none)
         code.add("r1 = *(u64 *)(r10 - 24)")

@@ -127,9 +127,8 @@ def test_arithmetic_is_the_kernels() -> None:
         lines += [f"r3 = r1; r3 {operator}= r2; r0 ^= r3; r0 *= 31"]
     for operator in ("==", "!=", "<", "<=", ">", ">=", "s<", "s<=", "s>", "s>="):
         lines += [f"r0 *= 31; if r1 {operator} r2 goto +1; r0 += 7"]
-    lines += [
-        f"r3 = r1; r3 = {kind}{bits} r3; r0 ^= r3" for kind in ("be", "le") for bits in (16, 32)
-    ]
+    for swap in ("be16", "be32", "be64", "le16", "le32", "le64"):
+        lines += [f"r3 = r1; r3 = {swap} r3; r0 ^= r3"]
     lines += ["r3 = r1; r3 = -r3; r0 ^= r3", "r3 = r1; r3 s>>= 7; r0 ^= r3"]
     for a in numbers:
         for b in numbers:

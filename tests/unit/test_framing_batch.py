@@ -91,7 +91,7 @@ def test_the_sum_of_what_is_whole(name: str, strategy: Strategy, batch: int) -> 
     assert most >= min(batch, ROOM // shortest // 2, 30), most
 
 
-@pytest.mark.parametrize(("strategy", "longest"), [(NONE, 440), (NEAR, 32)], ids=["far", "near"])
+@pytest.mark.parametrize(("strategy", "longest"), [(NONE, 432), (NEAR, 32)], ids=["far", "near"])
 def test_a_following_line_that_one_look_finds(strategy: Strategy, longest: int) -> None:
     """What `Find` promises for messages after the first."""
     framing = Delimiter(b"\r\n")
