@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ class LosesTheRest(Calls):
 def test_it_passes_here() -> None:
     result = run("--stress", "6", "--seed", "1")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "# seed 1: 2 rounds, " in result.stdout
+    assert re.search(r"# seed 1: \d+ rounds, ", result.stdout)  # as many as the host is fast
 
 
 @pytest.mark.parametrize("calls", [Torn, Doubled, LosesReceived, LosesSent, LosesTheRest])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
+from pykcm.selftest import versions
 from pykcm.selftest.check import Group, Skip, code
 from pykcm.selftest.lab import FRAGMENTS, SEQPACKET, Lab, framed, patterned
 
@@ -46,6 +47,8 @@ def long_message_that_faults_is_not_sent(lab: Lab) -> None:
 @GROUP.check(code("kcm_sendmsg, out_error"))
 def part_that_faults_drops_a_dgram(lab: Lab) -> None:
     """A part that can't be read drops the SOCK_DGRAM message that it belongs to, not the next."""
+    if versions.running() < (6, 1):
+        raise Skip("5.10 is known to put the next message behind what was begun")
     kcm, _, far = lab.attached()
     lab.calls.send(kcm.fileno(), [b"begun, "], socket.MSG_MORE)
     arguments = kcm.fileno(), b"gone on, ", socket.MSG_MORE
@@ -72,6 +75,8 @@ def part_that_faults_leaves_a_seqpacket_open(lab: Lab) -> None:
 @GROUP.check(code("kcm_write_msgs, nr_frags; kcm_sendmsg, frag_prev"))
 def message_that_faulted_at_its_last_fragment_can_be_ended(lab: Lab) -> None:
     """A SOCK_SEQPACKET message can be ended after a fault just where another fragment began."""
+    if versions.running() < (6, 1):
+        raise Skip("5.10 is known to warn of itself here (kcm_write_msgs), and is tainted then")
     kcm, _, far = lab.attached(kind=SEQPACKET)
     # This process has sent nothing before, so that its fragments are whole.
     message = patterned(FRAGMENTS)
