@@ -27,7 +27,7 @@ from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT
 from ci.jobs import Job
 from ci.kernels import ARCHIVES, FOREIGN, MATRIX, NAME, ROOT, Kernel, KernelUnavailableError
 from ci.output import say
-from ci.testing import BRIEF, KERNEL_TESTS, REPORTS
+from ci.testing import BRIEF, KERNEL_TESTS, LONG, REPORTS
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
 TIMEOUT = 1200  # seconds for one kernel, boot included
@@ -345,7 +345,9 @@ def main() -> int:
     except KernelUnavailableError as reason:
         parser.error(f"which series there are is not known: {reason}")
     REPORTS.mkdir(exist_ok=True)
-    columns = run_on(kernels, arguments.pytest + BRIEF * arguments.brief, arguments.jobs)
+    columns = run_on(
+        kernels, arguments.pytest + (BRIEF if arguments.brief else LONG), arguments.jobs
+    )
     checks = list(dict.fromkeys(check for column in columns for check in column.outcomes))
     say("")
     show(columns, checks)

@@ -23,6 +23,9 @@ REPORTS = ROOT / "reports"
 # For pytest: the same tests, but what is done 10,000 times is done a tenth as often.
 BRIEF = ["--cycles=1000"]
 
+# The matrix, where time is no matter: ten times as many messages as elsewhere.
+LONG = ["--messages=1000000"]
+
 UNIT_TESTS = ["pytest", "tests/unit"]
 # They use no Hypothesis, and loading it takes seconds in an emulated guest.
 KERNEL_TESTS = ["pytest", "-p", "no:hypothesispytest", "tests/kernel"]

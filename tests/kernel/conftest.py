@@ -17,6 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=10_000,
         help="how often a connection is attached, used and detached to see that nothing is left",
     )
+    parser.addoption(
+        "--messages",
+        type=int,
+        default=100_000,
+        help="how many messages the test of endurance counts",
+    )
 
 
 def pytest_sessionstart() -> None:
