@@ -66,7 +66,7 @@ static void count_generation(void) { generation++; }
 static PyObject *make_error, *make_argument_error, *make_bytes, *truncated_type, *disconnected_type;
 
 /* The name by which owners have their Port, interned: else each look-up walks through the classes. */
-static PyObject *port_name;
+static PyObject *port_name, *value_name;
 
 /* Put a new reference in the place of an old one. */
 #define REPLACE(place, object) \
@@ -1107,6 +1107,10 @@ static int attempt(struct call *call, PyObject **result)
 
 /* ---- Waiting in a thread ---- */
 
+/* Seconds.  A signal that comes between the look for signals and poll(2) does not end poll(2): it
+ * must not have to wait for a message. */
+#define LONGEST_POLL 1
+
 /* Wait until something can be received; 1 then, or when a signal came, 0 at the deadline, -1 with an
  * exception. */
 static int wait_to_receive(struct call *call, double deadline)
@@ -1124,7 +1128,7 @@ static int wait_to_receive(struct call *call, double deadline)
 	port_tell(port);
 	Py_BEGIN_ALLOW_THREADS
 	ready = poll(fds + first, only_events ? 1 : 3 - first,
-		     isinf(left) ? -1 : left < 0 ? 0 : left > 1e6 ? 1000000000 : (int)ceil(left * 1e3));
+		     left < 0 ? 0 : left > LONGEST_POLL ? LONGEST_POLL * 1000 : (int)ceil(left * 1e3));
 	Py_END_ALLOW_THREADS
 	port->waiting--;
 	if (port->fd < 0) {
@@ -1329,15 +1333,20 @@ static PySendResult operation_send(PyObject *object, PyObject *value, PyObject *
 
 static PyObject *operation_send_method(PyObject *self, PyObject *value)
 {
-	PyObject *result;
+	/* Made first: what the call then returns must not be lost for want of memory. */
+	PyObject *result, *stop = PyObject_CallObject(PyExc_StopIteration, NULL);
 
-	if (operation_send(self, value, &result) == PYGEN_RETURN) {
-		PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, result, NULL);
-
-		Py_CLEAR(result);
-		raise(stop);
+	if (!stop)
+		return NULL;
+	if (operation_send(self, value, &result) != PYGEN_RETURN) {
+		Py_DECREF(stop);
+		return result;
 	}
-	return result;
+	if (!PyObject_SetAttr(stop, value_name, result))
+		PyErr_SetObject(PyExc_StopIteration, stop);
+	Py_DECREF(stop);
+	Py_DECREF(result);
+	return NULL;
 }
 
 static PyObject *operation_next(PyObject *self)
@@ -2115,7 +2124,8 @@ PyMODINIT_FUNC PyInit__fastpath(void)
 		Py_DECREF(module);
 		return NULL;
 	}
-	if (!(port_name = PyUnicode_InternFromString("_port"))) {
+	if (!(port_name = PyUnicode_InternFromString("_port")) ||
+	    !(value_name = PyUnicode_InternFromString("value"))) {
 		Py_DECREF(module);
 		return NULL;
 	}

@@ -12,12 +12,11 @@ is such a one.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import select
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from pykcm.errors import ArgumentError, KCMOSError, UnavailableError
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# poll(2) takes an int of milliseconds; longer waits are several, each of this many seconds.
-_LONGEST_POLL = 1e6
+# Seconds; longer waits are several.  A signal that comes just before poll(2) does not end it.
+_LONGEST_POLL = 1.0
 
 
 class Wait(NamedTuple):
@@ -56,7 +55,7 @@ def deadline_after(timeout: float | None) -> float:
     if timeout is None:
         return math.inf
     try:
-        seconds = float(timeout)
+        seconds = 0.0 + timeout  # which, unlike float(), takes no text
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not seconds >= 0:
@@ -71,8 +70,7 @@ def pause(wait: Wait, deadline: float) -> bool:
     poll.register(wait.fd, select.POLLIN)
     while True:
         left = min(again, deadline) - time.monotonic()
-        milliseconds = None if left == math.inf else math.ceil(1000 * min(left, _LONGEST_POLL))
-        if poll.poll(milliseconds if milliseconds is None or milliseconds > 0 else 0):
+        if poll.poll(max(0, math.ceil(1000 * min(left, _LONGEST_POLL)))):
             return True
         if left <= _LONGEST_POLL:
             return again < deadline
@@ -148,17 +146,21 @@ def _anyio() -> ModuleType:
     return anyio
 
 
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Make descriptors to wait by; what the kernel refuses is an error of pykcm's own."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, KCMOSError):
-            raise
-        from pykcm import _explain
+class explained:  # noqa: N801
+    """Make descriptors to wait by; what the kernel refuses is an error of pykcm's own.
 
-        raise _explain.explain(error, _explain.WAIT) from error
+    No generator: its frame, in the traceback, would keep the error and with it what was half
+    made, until the garbage collector comes.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, KCMOSError):
+            from pykcm import _explain
+
+            raise _explain.explain(error, _explain.WAIT) from error
 
 
 class SendSpace:

@@ -41,6 +41,10 @@ def _ends_of_with(code: CodeType) -> frozenset[int]:
             ends.update(each.offset for each in instructions[max(0, i - 1) : i + 5])
         elif names == ["LOAD_CONST", "DUP_TOP", "DUP_TOP"]:  # Python 3.10
             ends.update(each.offset for each in instructions[max(0, i - 1) : i + 4])
+        elif names[:2] == ["ROT_FOUR", "POP_EXCEPT"]:
+            # Python 3.10: what is returned lies below the exception that is handled.  Whatever is
+            # raised here, it takes for a part of that exception.
+            ends.add(three[1].offset)
         elif instruction.opname == "WITH_EXCEPT_START":
             ends.update(each.offset for each in instructions[max(0, i - 1) : i + 1])
     return frozenset(ends)
@@ -74,7 +78,8 @@ class _Striker:
         return self._step
 
     def _step(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == self.event and not self.place:
+        # A line's event comes before its first bytecode's, which Python 3.13.0 at times leaves out.
+        if event in (self.event, "line") and not self.place:
             place = frame.f_code, frame.f_lasti
             if place not in self.struck and place[1] not in _ends_of_with(frame.f_code):
                 self.struck.add(place)

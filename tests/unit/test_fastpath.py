@@ -544,6 +544,7 @@ def test_a_handler_that_raises_loses_no_message(
     if path.__name__.endswith("_slowpath"):
         pytest.skip("the slow path has lines of Python between a message and its caller; see there")
     buffer, lost, struck = bytearray(10), 0, 0
+    owner.timeout = 1.0
     for i in range(200):
         try:
             with struck_after(1e-5 + i % 40 * 5e-6):
@@ -759,10 +760,6 @@ def test_calls_leak_nothing(owner: Any, peer: socket.socket) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 4096
 
 
-@pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11),
-    reason="the awaited ones pass on Python 3.11 alone: not looked into",
-)
 @pytest.mark.parametrize("how", ["recv", "recv_many", "recvfrom", "peek", "await"])
 @pytest.mark.parametrize("size", [300, 9000])
 def test_no_message_is_lost_for_want_of_memory(pair: Any, how: str, size: int) -> None:
@@ -776,6 +773,12 @@ def test_no_message_is_lost_for_want_of_memory(pair: Any, how: str, size: int) -
     owner = own(FAST[0], pair[0], 20000)
     kept: list[Any] = [None]  # made before: the test's own lines shall need no memory
 
+    async def go_on() -> None:
+        pass
+
+    async def wait(operation: Any) -> None:
+        kept[0] = await operation
+
     def call() -> None:
         if how == "recv":
             kept[0] = owner.recv()
@@ -783,35 +786,34 @@ def test_no_message_is_lost_for_want_of_memory(pair: Any, how: str, size: int) -
             kept[0] = owner.recv_many()
         elif how == "recvfrom":
             kept[0] = owner.recvfrom(1)
-        else:
+        elif how == "peek":
             owner.recv(None, 2)  # MSG_PEEK
+        else:  # by hand: an event loop that runs out of memory forgets its tasks and never ends
+            with contextlib.suppress(StopIteration):
+                awaiting.send(None)
 
-    async def main() -> int:
-        failed = 0
-        for start in range(80):
-            messages = [bytes([65 + i]) * size for i in range(3)]
-            for message in messages:
-                pair[1].send(message)
-            kept[0] = None
-            await owner.asend(b"turn")  # so that none comes below
-            pair[1].recv(10)
-            operation = owner.arecv()
-            nomemory(start, start + 1)
-            try:
-                if how == "await":
-                    kept[0] = await operation
-                else:
-                    call()
-                enough()
-            except MemoryError:
-                enough()
-                failed += 1
-            result = kept[0]
-            got = [*result[:1]] if isinstance(result, tuple) else result or []
-            got = [got] if isinstance(got, bytes) else got
-            while len(got) < 3:
-                got += owner.recv_many(timeout=0)
-            assert got == messages, start
-        return failed
-
-    assert asyncio.run(main())
+    owner._checkpoint = go_on
+    failed = 0
+    for start in range(80):
+        messages = [bytes([65 + i]) * size for i in range(3)]
+        for message in messages:
+            pair[1].send(message)
+        kept[0] = None
+        operation = owner.arecv()
+        awaiting = wait(operation)
+        nomemory(start, start + 1)
+        try:
+            call()
+            enough()
+        except MemoryError:
+            enough()
+            failed += 1
+        awaiting.close()
+        operation.close()
+        result = kept[0]
+        got = [*result[:1]] if isinstance(result, tuple) else result or []
+        got = [got] if isinstance(got, bytes) else got
+        while len(got) < 3:
+            got += owner.recv_many(timeout=0)
+        assert got == messages, start
+    assert failed

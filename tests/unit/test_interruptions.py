@@ -14,7 +14,6 @@ import gc
 import os
 import resource
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,10 +29,6 @@ from tests.unit.stand_in import PATIENCE, World, stand_in
 
 # What strikes a __del__, Python itself can but report.
 pytestmark = [
-    pytest.mark.skipif(
-        sys.version_info[:2] != (3, 11),
-        reason="seen to pass on Python 3.11 alone: 3.10 crashes, 3.12 and 3.13 fail two tests",
-    ),
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
