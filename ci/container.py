@@ -31,7 +31,7 @@ import docker.errors
 
 from ci import output
 from ci.kernels import CACHE, ROOT, machine_archives
-from ci.testing import BRIEF, REPORTS, executed
+from ci.testing import REPORTS, executed
 
 IMAGE = "pykcm-test"
 BASE = "debian:bookworm-slim"
@@ -175,7 +175,7 @@ def privileges() -> dict[str, Any]:
         "on the kernel in the image; so the kernel tests alone, since the unit tests load BPF "
         "programs, which takes privilege"
     )
-    return {"command": ["ci/test", "kernel", *BRIEF]}
+    return {"command": ["ci/test", "kernel"]}
 
 
 def fetch_results(container: Any) -> int:

@@ -20,11 +20,8 @@ from ci.output import say
 
 REPORTS = ROOT / "reports"
 
-# For pytest: the same tests, but what is done 10,000 times is done a tenth as often.
-BRIEF = ["--cycles=1000"]
-
-# The matrix, where time is no matter: ten times as many messages as elsewhere.
-LONG = ["--messages=1000000"]
+# For pytest, where time does not matter: what is done many times is done ten times as often.
+LONG = ["--cycles=10000", "--messages=1000000"]
 
 UNIT_TESTS = ["pytest", "tests/unit"]
 # They use no Hypothesis, and loading it takes seconds in an emulated guest.

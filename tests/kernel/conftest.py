@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cycles",
         type=int,
-        default=10_000,
+        default=1000,
         help="how often a connection is attached, used and detached to see that nothing is left",
     )
     parser.addoption(

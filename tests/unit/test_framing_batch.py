@@ -77,7 +77,7 @@ def test_the_sum_of_what_is_whole(name: str, strategy: Strategy, batch: int) -> 
     rng = random.Random(f"{SEED} {name}")
     most = 0
     with framing.load(strategy, batch) as program:
-        for _ in range(1500):
+        for _ in range(400):
             data = pieces(name, rng)
             possible = sums(framing, data, batch)
             result = program.run(data)
