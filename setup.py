@@ -12,8 +12,8 @@ STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # The fast path is an addition: where its C can't be compiled, as on PyPy, Python does the same.
 FAST_PATH = Extension(
     "pykcm._fastpath",
-    ["pykcm/_fastpath.c"],
-    depends=["pykcm/_fastpath_docs.h"],
+    ["pykcm/_fastpath.c", "pykcm/_delineate.c"],
+    depends=["pykcm/_fastpath_docs.h", "pykcm/_delineate.h"],
     define_macros=[
         ("_GNU_SOURCE", None),
         *([("Py_LIMITED_API", "0x030A0000")] if STABLE_ABI else []),

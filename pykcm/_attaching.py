@@ -12,6 +12,7 @@ from pykcm.errors import ArgumentError, AttachError, KCMOSError
 
 if TYPE_CHECKING:
     from pykcm import bpf
+    from pykcm._messages import Port
     from pykcm.framing import Framing
     from pykcm.socket import KCMSocket
 
@@ -26,9 +27,13 @@ class Attaching:
     """How a KCM socket attaches connections."""
 
     def __init__(self) -> None:
-        self._program: tuple[Framing, bpf.Program] | None = None
+        self._program: tuple[Framing, int, bpf.Program] | None = None
+        # What transports were attached with, each once; unused once super messages are divided.
+        self._delineations: list[Delineation] = []
+        #: Whether the multiplexor has other sockets, which do not know what is divided here.
+        self.has_siblings = False
 
-    def delineate(self, framing: Delineation) -> tuple[int, int | None]:
+    def delineate(self, framing: Delineation, batch: int = 1) -> tuple[int, int | None]:
         """A program's descriptor, and the longest message if it is known.
 
         A framing's program is loaded once: the verifier takes long over some.
@@ -40,11 +45,55 @@ class Attaching:
 
         if isinstance(framing, bpf.Program):
             return framing.fd, max_length
-        if self._program is None or self._program[0] != framing:
-            program = framing.load()
+        if self._program is None or self._program[:2] != (framing, batch):
+            program = framing.load(batch=batch)
             self.close()
-            self._program = framing, program
-        return self._program[1].fd, max_length
+            self._program = framing, batch, program
+        return self._program[2].fd, max_length
+
+    def divide(self, port: Port, framing: Delineation, batch: int) -> None:
+        """Have a Port divide the super messages that transports bring, if any do.
+
+        A message tells no connection, so that all transports must be divided alike, and by each
+        socket of the multiplexor.
+
+        Raises:
+            ArgumentError: they would not be.
+            FramingDefinitionError: the framing has no such batch.
+        """
+        from pykcm.framing import Framing
+
+        if batch == 1 and port.rule is None:
+            if framing not in self._delineations:
+                self._delineations.append(framing)
+            return
+        if not isinstance(framing, Framing):
+            raise ArgumentError(
+                "framing",
+                "must be a Framing where super messages are divided, not a program",
+            )
+        longest = framing.batch_bytes(batch)
+        rule = framing.memory_program()
+        if port.rule is not None and port.rule != rule:
+            raise ArgumentError(
+                "framing",
+                f"this socket divides super messages of another framing than {framing!r}; attach "
+                "the connection to a multiplexor of its own",
+            )
+        if batch <= port.most:
+            return
+        if self.has_siblings:
+            raise ArgumentError(
+                "batch",
+                "the multiplexor has other sockets, which would not divide super messages; attach "
+                "with the largest batch before the first clone, or name it to from_fd",
+            )
+        if any(other != framing for other in self._delineations):
+            raise ArgumentError(
+                "batch", "a transport was attached with another framing, which is not divided alike"
+            )
+        port.room = max(port.room, min(longest, LARGEST_MESSAGE) + 1)
+        port.set_rule(rule, batch)
 
     def attach(
         self,
@@ -101,7 +150,7 @@ class Attaching:
     def close(self) -> None:
         """Close the program that was loaded; the transports keep it."""
         if self._program is not None:
-            self._program[1].close()
+            self._program[2].close()
 
 
 def longest_message(framing: Delineation) -> int | None:

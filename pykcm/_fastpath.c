@@ -30,12 +30,20 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "_delineate.h"
+
 #ifndef MSG_BATCH
 #define MSG_BATCH 0x40000
 #endif
 
 /* Messages of one system call; its headers lie on the stack. */
 #define BATCH 64
+
+/* How many messages of a super message are divided at a time. */
+#define DIVIDED 64
+
+/* The longest super message that is sent, in bytes, unless it is a single message. */
+#define JOINED (1 << 16)
 
 /* From this size on a message is received into its bytes object, in bytes: a copy costs more. */
 #define LARGE 8192
@@ -298,6 +306,10 @@ typedef struct {
 	struct queue inbox;
 	struct batch *pending; /* of which not all are in the inbox yet: memory was short */
 	PyObject *part;        /* the beginning of a message that the kernel hands out in parts */
+	PyObject *rule;        /* the program that divides super messages, as bytes; NULL if none come */
+	PyObject *super;       /* a super message, and what of it is in the inbox already */
+	size_t super_at;
+	int most, each;        /* messages that one may be, and that the last one was */
 	size_t last, expected; /* bytes of the last message; and of the next, if they are alike */
 	int burst;             /* how many messages the last receive brought */
 	PyObject *guard;       /* see take_fetched */
@@ -356,6 +368,7 @@ static void port_inherit(Port *port)
 	port->open = port->batched = 0;
 	Py_CLEAR(port->rest);
 	Py_CLEAR(port->part);
+	Py_CLEAR(port->super);
 	port_drop_pending(port);
 }
 
@@ -374,10 +387,16 @@ static Port *port_of(PyObject *owner)
 	return (Port *)port;
 }
 
+/* Whether messages were received that are not in the inbox yet. */
+static int port_has_more(Port *port)
+{
+	return port->pending || port->super;
+}
+
 /* Make the descriptor that tells of messages in the Port readable, or not, if anybody looks. */
 static void port_tell(Port *port)
 {
-	int wanted = port->inbox.count || port->pending || port->over;
+	int wanted = port->inbox.count || port_has_more(port) || port->over;
 	uint64_t value = 1;
 
 	if (port->told < 0 || wanted == port->telling || (!port->observed && !port->waiting))
@@ -412,11 +431,57 @@ static PyObject *port_message(Port *port, struct batch *batch, int i)
 	return item;
 }
 
+/*
+ * Divide the super message: each of its messages goes to the inbox.  What the rule does not divide,
+ * since another program has delineated it, goes there as what was cut does.
+ */
+static int port_divide(Port *port)
+{
+	const struct bpf_insn *rule = (const struct bpf_insn *)PyBytes_AsString(port->rule);
+	const char *data = PyBytes_AsString(port->super);
+	size_t size = PyBytes_Size(port->super), used;
+	uint32_t lengths[DIVIDED];
+
+	port->each = 0;
+	do {
+		const char *at = data + port->super_at;
+		size_t count = pykcm_divide(rule, at, size - port->super_at, lengths, DIVIDED, &used);
+
+		if (queue_reserve(&port->inbox, count + 1) < 0)
+			return -1;
+		if (count == 1 && used == size) {
+			queue_push(&port->inbox, Py_NewRef(port->super));
+			port->super_at = size;
+		}
+		for (size_t i = 0; i < count && port->super_at < size; i++) {
+			PyObject *item = PyBytes_FromStringAndSize(data + port->super_at, lengths[i]);
+
+			if (!item)
+				return -1;
+			queue_push(&port->inbox, item);
+			port->super_at += lengths[i];
+		}
+		if (!count) {
+			PyObject *item = PyByteArray_FromStringAndSize(at, size - port->super_at);
+
+			if (!item)
+				return -1;
+			queue_push(&port->inbox, item);
+			port->super_at = size;
+		}
+		port->each += count;
+	} while (port->super_at < size);
+	Py_CLEAR(port->super);
+	return 0;
+}
+
 /* Make bytes objects of what was received; the rest stays where it is if memory is short. */
 static int port_convert(Port *port)
 {
 	struct batch *batch;
 
+	if (port->super && port_divide(port) < 0)
+		return -1;
 	while ((batch = port->pending)) {
 		if (queue_reserve(&port->inbox, batch->count - batch->at) < 0)
 			return -1;
@@ -430,7 +495,16 @@ static int port_convert(Port *port)
 				continue;
 			}
 			Py_CLEAR(port->part);
-			queue_push(&port->inbox, item);
+			if (!port->rule || !PyBytes_CheckExact(item)) {
+				queue_push(&port->inbox, item);
+				continue;
+			}
+			port->super = item;
+			port->super_at = 0;
+			if (port_divide(port) < 0) {
+				batch->at++;
+				return -1;
+			}
 		}
 		port->pending = batch->next;
 		batch_spare(batch);
@@ -691,12 +765,66 @@ static int port_send_locked(Port *port, PyObject *message, int flags, struct fai
 	return 1;
 }
 
+/* How many messages the first of a list are: ends says how many each super message ends with. */
+static Py_ssize_t messages_until(PyObject *ends, Py_ssize_t at)
+{
+	return ends && at ? ((const Py_ssize_t *)PyBytes_AsString(ends))[at - 1] : at;
+}
+
+/*
+ * Join the messages of a list, up to so many, into super messages.  Returns their list, a new
+ * reference; *ends says how many messages each of them ends with.
+ */
+static PyObject *join(PyObject *list, int most, PyObject **ends)
+{
+	Py_ssize_t count = PyList_Size(list);
+	PyObject *joined = PyList_New(0), *whole;
+
+	*ends = PyBytes_FromStringAndSize(NULL, count * sizeof(Py_ssize_t));
+	if (!joined || !*ends)
+		goto failed;
+	for (Py_ssize_t first = 0, next, size; first < count; first = next) {
+		size = PyBytes_Size(PyList_GetItem(list, first));
+		for (next = first + 1; next < count && next - first < most; next++) {
+			Py_ssize_t more = PyBytes_Size(PyList_GetItem(list, next));
+
+			if (size > JOINED || more > JOINED - size)
+				break;
+			size += more;
+		}
+		whole = next == first + 1 ? Py_NewRef(PyList_GetItem(list, first)) :
+					    PyBytes_FromStringAndSize(NULL, size);
+		if (!whole)
+			goto failed;
+		if (next > first + 1) {
+			char *to = PyBytes_AsString(whole);
+
+			for (Py_ssize_t i = first; i < next; i++) {
+				PyObject *message = PyList_GetItem(list, i);
+
+				memcpy(to, PyBytes_AsString(message), PyBytes_Size(message));
+				to += PyBytes_Size(message);
+			}
+		}
+		((Py_ssize_t *)PyBytes_AsString(*ends))[PyList_Size(joined)] = next;
+		if (PyList_Append(joined, whole) < 0) {
+			Py_DECREF(whole);
+			goto failed;
+		}
+		Py_DECREF(whole);
+	}
+	return joined;
+failed:
+	Py_XDECREF(joined);
+	return NULL;
+}
+
 /*
  * Send messages of a list from *at on, up to BATCH, and move *at to the first that was not.
  * Returns as port_finish.
  */
-static int port_send_batch_locked(Port *port, PyObject *list, Py_ssize_t *at, int flags,
-				  struct failure *failure)
+static int port_send_batch_locked(Port *port, PyObject *list, PyObject *ends, Py_ssize_t *at,
+				  int flags, struct failure *failure)
 {
 	struct mmsghdr headers[BATCH];
 	struct iovec vectors[BATCH];
@@ -726,7 +854,7 @@ static int port_send_batch_locked(Port *port, PyObject *list, Py_ssize_t *at, in
 	/* sendmmsg holds all but the last back, and does not come to it when one fails. */
 	port->batched = flags & MSG_BATCH || sent < count;
 	*at += sent;
-	port->sent_many += sent;
+	port->sent_many = messages_until(ends, *at);
 	if (sent && headers[sent - 1].msg_len < vectors[sent - 1].iov_len)
 		port_keep_rest(port, PyList_GetItem(list, *at - 1), headers[sent - 1].msg_len,
 			       flags);
@@ -741,12 +869,13 @@ static int port_send(Port *port, PyObject *message, int flags)
 	return port_unlock(port, port_send_locked(port, message, flags, &failure), &failure);
 }
 
-static int port_send_batch(Port *port, PyObject *list, Py_ssize_t *at, int flags)
+static int port_send_batch(Port *port, PyObject *list, PyObject *ends, Py_ssize_t *at, int flags)
 {
 	struct failure failure = { 0 };
 
 	port_lock(port);
-	return port_unlock(port, port_send_batch_locked(port, list, at, flags, &failure), &failure);
+	return port_unlock(port, port_send_batch_locked(port, list, ends, at, flags, &failure),
+			   &failure);
 }
 
 /* ---- A call, whichever way it waits ---- */
@@ -761,6 +890,7 @@ struct call {
 	Py_ssize_t limit, at; /* of recv_many; of send_many, what is next */
 	size_t room;
 	PyObject *data;              /* a message, or a list of messages */
+	PyObject *ends;              /* of a list of super messages; see messages_until */
 	const char *through;         /* RECV_THROUGH: the owner's method that makes the result ... */
 	PyObject *args, *kwargs;     /* ... and what it is given after the message */
 	PyObject *waiter;            /* a generator that waits, once it is needed */
@@ -789,6 +919,7 @@ static void call_clear(struct call *call)
 	Py_CLEAR(call->owner);
 	Py_CLEAR(call->port);
 	Py_CLEAR(call->data);
+	Py_CLEAR(call->ends);
 	Py_CLEAR(call->args);
 	Py_CLEAR(call->kwargs);
 	Py_CLEAR(call->waiter);
@@ -953,7 +1084,7 @@ static PyObject *take_fetched(struct call *call)
 	int count = port->pending->count;
 	PyObject *list = NULL;
 
-	if (count > (call->kind == RECV ? 1 : call->kind == RECV_MANY ? call->limit : 0))
+	if (port->rule || count > (call->kind == RECV ? 1 : call->kind == RECV_MANY ? call->limit : 0))
 		return NULL;
 	/* First, since the garbage collector may run other code, which may receive. */
 	if (call->kind == RECV_MANY && !(list = PyList_New(count)))
@@ -1005,14 +1136,18 @@ static int attempt_receive(struct call *call, PyObject **result)
 
 	if (look_now_and_then(call) < 0)
 		return -1;
-	if (port->pending && port_convert(port) < 0)
+	if (port_has_more(port) && port_convert(port) < 0)
 		return -1;
-	if (call->flags & MSG_PEEK && !port->inbox.count && !port->part)
+	if (call->flags & MSG_PEEK && !port->inbox.count && !port->part && !port->rule)
 		return peek(call, result);
 	if (!port->inbox.count) {
-		int received = port_fetch(
-			port, port->waiting || count > port->ahead ? count : port->ahead, call->room);
+		int received;
 
+		if (!port->waiting && count < port->ahead)
+			count = port->ahead;
+		if (port->rule) /* not many more than are asked for: they die with this process */
+			count = count > port->each ? count / port->each : 1;
+		received = port_fetch(port, count, call->room);
 		if (received <= 0)
 			return received;
 		/* A signal's handler runs while the message is here, not when it is in nobody's hands. */
@@ -1084,14 +1219,14 @@ static int attempt_send(struct call *call, PyObject **result)
 			Py_CLEAR(*result);
 	} else {
 		while (done > 0 && call->at < PyList_Size(call->data))
-			done = port_send_batch(port, call->data, &call->at, call->flags);
+			done = port_send_batch(port, call->data, call->ends, &call->at, call->flags);
 		/* What stopped it after the first is found again by the next call. */
 		if (done < 0 && call->at && PyErr_ExceptionMatches(PyExc_OSError)) {
 			PyErr_Clear();
 			done = 1;
 		}
 		if (done > 0)
-			*result = PyLong_FromSsize_t(call->at);
+			*result = PyLong_FromSsize_t(messages_until(call->ends, call->at));
 	}
 	return done > 0 && !*result ? -1 : done;
 }
@@ -1148,7 +1283,7 @@ static int wait_to_receive(struct call *call, double deadline)
 static PyObject *too_late(struct call *call, int blocking)
 {
 	if (call->kind == SEND_MANY && call->at)
-		return PyLong_FromSsize_t(call->at);
+		return PyLong_FromSsize_t(messages_until(call->ends, call->at));
 	if (!blocking)
 		raise_error(call->kind >= SEND ? "send" : "receive", EAGAIN);
 	else
@@ -1625,7 +1760,11 @@ static int begin_send_many(struct call *call, PyObject *owner, PyObject *message
 		raise_error("open", EBUSY);
 		return -1;
 	}
-	return 0;
+	if (call->port->most > 1) {
+		call->data = join(list, call->port->most, &call->ends);
+		Py_DECREF(list);
+	}
+	return call->data ? 0 : -1;
 }
 
 static PyObject *finish(struct call *call, int begun, PyObject *timeout)
@@ -1927,6 +2066,8 @@ static void port_dealloc(Port *self)
 	PyMem_Free(self->events.items);
 	port_drop_pending(self);
 	Py_CLEAR(self->part);
+	Py_CLEAR(self->super);
+	Py_CLEAR(self->rule);
 	Py_CLEAR(self->rest);
 	Py_CLEAR(self->guard);
 	if (self->sending)
@@ -1937,8 +2078,9 @@ static void port_dealloc(Port *self)
 
 static PyObject *port_pull(Port *self, PyObject *unused)
 {
-	int received = self->pending && port_convert(self) < 0 ? -1 :
-								port_receive(self, BATCH, self->room);
+	int received = port_has_more(self) && port_convert(self) < 0 ?
+			       -1 :
+			       port_receive(self, BATCH, self->room);
 
 	if (received < 0)
 		return NULL;
@@ -1998,6 +2140,7 @@ static PyObject *port_held(Port *self, void *unused)
 {
 	size_t count = self->inbox.count;
 
+	count += self->super != NULL;
 	for (struct batch *batch = self->pending; batch; batch = batch->next)
 		count += batch->count - batch->at;
 	return PyLong_FromSize_t(count);
@@ -2006,6 +2149,11 @@ static PyObject *port_held(Port *self, void *unused)
 static PyObject *port_rest(Port *self, void *unused)
 {
 	return PyLong_FromSsize_t(self->rest ? PyBytes_Size(self->rest) - self->rest_at : 0);
+}
+
+static PyObject *port_rule(Port *self, void *unused)
+{
+	return Py_NewRef(self->rule ? self->rule : Py_None);
 }
 
 static PyObject *port_inherited(Port *self, void *unused)
@@ -2018,7 +2166,28 @@ static PyObject *port_forked(Port *self, void *unused)
 	return PyBool_FromLong(self->forks != forks);
 }
 
+/* From now on super messages come, of up to so many messages; and such are sent. */
+static PyObject *port_set_rule(Port *self, PyObject *args)
+{
+	PyObject *rule;
+	int most;
+
+	if (!PyArg_ParseTuple(args, "Si", &rule, &most))
+		return NULL;
+	if (most < 1 || PyBytes_Size(rule) % sizeof(struct bpf_insn) ||
+	    pykcm_delineate_check((const struct bpf_insn *)PyBytes_AsString(rule),
+				  PyBytes_Size(rule) / sizeof(struct bpf_insn)) < 0) {
+		PyErr_SetString(PyExc_ValueError, "not a rule for so many messages");
+		return NULL;
+	}
+	REPLACE(self->rule, Py_NewRef(rule));
+	self->most = self->each = most;
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef port_methods[] = {
+	{ "set_rule", (PyCFunction)port_set_rule, METH_VARARGS,
+	  "set_rule(rule, most): super messages come, and are divided by the rule." },
 	{ "pull", (PyCFunction)port_pull, METH_NOARGS, "Receive into the Port; whether there was a message." },
 	{ "report", (PyCFunction)port_report, METH_O, "Keep a report, once." },
 	{ "tell", (PyCFunction)port_tell_method, METH_NOARGS, "Set or clear what tells of messages in the Port." },
@@ -2029,6 +2198,7 @@ static PyMethodDef port_methods[] = {
 static PyGetSetDef port_getset[] = {
 	{ "held", (getter)port_held, NULL, "messages received and not handed out", NULL },
 	{ "rest", (getter)port_rest, NULL, "bytes of a message that the kernel took in part", NULL },
+	{ "rule", (getter)port_rule, NULL, "what divides super messages, or None", NULL },
 	{ "inherited", (getter)port_inherited, NULL, "whether it was made by another process", NULL },
 	{ "forked", (getter)port_forked, NULL, "whether a fork has come since it was made", NULL },
 	{ NULL, NULL, NULL, NULL, NULL },
@@ -2047,6 +2217,7 @@ static PyMemberDef port_members[] = {
 	MEMBER(batched, T_INT, READONLY),
 	MEMBER(shared, T_INT, 0),
 	MEMBER(sent_many, T_PYSSIZET, READONLY),
+	MEMBER(most, T_INT, READONLY),
 	MEMBER(watch, T_INT, 0),
 	MEMBER(told, T_INT, 0),
 	MEMBER(bound, T_INT, 0),

@@ -20,10 +20,10 @@
 
 #define SOCKET_RECV_MANY_DOC \
 	SIGNATURE("recv_many($self, limit=64, flags=0, *, timeout=...)") \
-	"Receive up to `limit` whole messages with one system call for each 64: wait for the first,\n" \
-	"then take what is there.\n\n" \
+	"Receive up to `limit` whole messages with one system call: wait for the first, then take\n" \
+	"what is there, 64 at most, or so many super messages.\n\n" \
 	"Args:\n" \
-	"    limit: at least 1; one call returns 64 at most.\n" \
+	"    limit: at least 1.\n" \
 	"    flags, timeout: as for `recv`; with MSG_PEEK the first message alone.\n\n" \
 	"Raises:\n" \
 	"    MessageTruncated: as for `recv`; those that came before it were returned before."
@@ -45,7 +45,8 @@
 
 #define SOCKET_SEND_MANY_DOC \
 	SIGNATURE("send_many($self, messages, flags=0, *, timeout=...)") \
-	"Queue whole messages with one system call for each 64.\n\n" \
+	"Queue whole messages with one system call for each 64; with a `batch`, for each 64 super\n" \
+	"messages of so many messages and 64 KiB at most, each of which goes over one transport.\n\n" \
 	"Returns:\n" \
 	"    How many were queued: all, unless the queue was full in non-blocking mode or when the\n" \
 	"    timeout ended, or an error came after the first; the next call meets that error again.\n" \
@@ -67,7 +68,8 @@
 
 #define MULTIPLEXOR_RECV_MANY_DOC \
 	SIGNATURE("recv_many($self, limit=64, *, timeout=None)") \
-	"Receive up to `limit` messages, 64 at most: wait for the first, then take what is there.\n\n" \
+	"Receive up to `limit` messages: wait for the first, then take what is there, 64 at most, or\n" \
+	"with a `batch` so many super messages.\n\n" \
 	"Raises as `recv`."
 
 #define MULTIPLEXOR_SEND_DOC \

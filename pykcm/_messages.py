@@ -88,6 +88,13 @@ class Messages:
         await checkpoint()
 
     def _truncated(self, data: bytes) -> MessageTruncated:
+        if len(data) < self._port.room:
+            return MessageTruncated(
+                errno.EBADMSG,
+                f"{len(data)} bytes came that the framing does not divide into messages; another "
+                "program delineates a transport of this multiplexor",
+                data,
+            )
         return MessageTruncated(
             errno.EMSGSIZE,
             f"a message is longer than the {self._port.room - 1} bytes that this socket has room "

@@ -20,12 +20,12 @@ from pykcm._slowport import Cut, Port, make, setup
 
 __all__ = ["MultiplexorCalls", "Port", "SocketCalls", "setup"]
 
-_BATCH = 64
 _PATIENCE_MESSAGES, _PATIENCE_SECONDS, _TURN = 512, 0.05, 0.002
 _LARGEST_INT = (1 << 31) - 1
 # Plain numbers: an operation on socket's flags makes an enum member each time.
 _DONTWAIT, _PEEK, _MORE = 0x40, 0x2, 0x8000
 _MSG_BATCH = 0x40000
+_JOINED = 1 << 16  # the longest super message that is sent, unless it is a single message
 _OWN = object()  # the socket's own time-out
 
 
@@ -44,6 +44,7 @@ class _Call:
     limit: int
     room: int
     data: Any
+    ends: list[int]
     through: Callable[[bytes], Any]
 
     def look_now_and_then(self) -> None:
@@ -78,11 +79,17 @@ class _Call:
                 self.refuse_if_over()
             return self.attempt_send()
         count = self.limit if self.kind == "many" else 1
-        if not port.inbox and not self.flags & _PEEK:
+        if not port.inbox and (port.rule is not None or not self.flags & _PEEK):
             port.receive(count if port.waiting else max(count, port.ahead), self.room)
         try:
             if self.flags & _PEEK:
-                front = port.inbox[0] if port.inbox else port.peek(self.room)
+                front = (
+                    port.inbox[0]
+                    if port.inbox
+                    else None
+                    if port.rule is not None
+                    else port.peek(self.room)
+                )
                 return None if front is None else (self.made_of(front),)
             return (self.take(count),)
         except IndexError:  # another thread has taken it
@@ -135,12 +142,17 @@ class _Call:
                     raise
                 break
             self.at += 1
-            port.sent_many = self.at
-        return (self.at,)
+            port.sent_many = self.sent
+        return (self.sent,)
+
+    @property
+    def sent(self) -> int:
+        """How many messages were sent, of those that may have been joined."""
+        return self.ends[self.at - 1] if self.at else 0
 
     def late(self, blocking: bool) -> int:
         if self.at:
-            return self.at
+            return self.sent
         if not blocking:
             raise make["error"]("send" if self.kind == "send" else "receive", errno.EAGAIN)
         what = {"event": "no transport ended", "send": "no transport took the message"}
@@ -297,7 +309,7 @@ def _one(owner: Any, bufsize: int | None = None, flags: int = 0) -> _Call:
 
 def _many(owner: Any, limit: int, flags: int = 0) -> _Call:
     limit = _at_least("limit", limit, 1)
-    return _Call(owner, "many", flags, limit=min(limit, _BATCH), room=owner._port.room)
+    return _Call(owner, "many", flags, limit=limit, room=owner._port.room)
 
 
 def _bytes(data: Any) -> bytes:
@@ -314,7 +326,22 @@ def _sends(owner: Any, messages: Iterable[Any], flags: int) -> _Call:
         raise make["error"]("more", errno.EINVAL)
     if call.port.open:
         raise make["error"]("open", errno.EBUSY)
+    call.data, call.ends = _join(data, max(1, call.port.most))
     return call
+
+
+def _join(messages: list[bytes], most: int) -> tuple[list[bytes], list[int]]:
+    """Super messages of up to so many messages, and how many messages each of them ends with."""
+    joined, ends, first = [], [], 0
+    while first < len(messages):
+        end, size = first + 1, len(messages[first])
+        while end < min(len(messages), first + most) and size + len(messages[end]) <= _JOINED:
+            size += len(messages[end])
+            end += 1
+        joined.append(b"".join(messages[first:end]))
+        ends.append(end)
+        first = end
+    return joined, ends
 
 
 class _Calls:

@@ -58,6 +58,10 @@ class Port:
         self.bound = self.watched = self.attached = self.queueing = self.over = 0
         self.observed = self.waiting = self.patience = self.holding = 0
         self.telling = False
+        self.rule: bytes | None = None
+        self.most = 0
+        self._each = 1
+        self._delineator: Any = None
         self.look_at = self.turn = 0.0
         self._made = list(_forks)
 
@@ -114,6 +118,22 @@ class Port:
         except IndexError:
             raise StopIteration from None
 
+    def set_rule(self, rule: bytes, most: int) -> None:
+        """From now on super messages come, of up to so many messages; and such are sent."""
+        from pykcm.framing.delineate import Delineator
+
+        self._delineator = Delineator(rule)
+        self.rule, self.most, self._each = rule, most, most
+
+    def _divide(self, message: bytes) -> list[bytes]:
+        """The messages of a super message; what the rule does not divide is as if it were cut."""
+        messages, at = [], 0
+        for length in self._delineator.divide(message):
+            messages.append(message[at : at + length])
+            at += length
+        self._each = max(1, len(messages))
+        return messages if at == len(message) else [*messages, Cut(message[at:])]
+
     def pull(self) -> bool:
         """Receive into the Port; whether there was a message."""
         received = self.receive(_BATCH, self.room)
@@ -124,6 +144,8 @@ class Port:
         """Receive up to count messages; whether there were any."""
         if self.fd < 0:
             raise make["error"]("receive", errno.EBADF)
+        if self.rule is not None:  # not many more than are asked for
+            count //= self._each
         count = max(1, min(count, _BATCH, (64 << 20) // room))
         memory = bytearray(room * count)
         try:
@@ -142,6 +164,8 @@ class Port:
             self._part = b""
             if parts and not flags & _EOR:
                 self._part = message
+            elif self.rule is not None and (parts or length < room):
+                self.inbox += self._divide(message)
             else:
                 self.inbox.append(message if parts or length < room else Cut(message))
         return True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import select
 import warnings
 from typing import TYPE_CHECKING
 
 from pykcm._disconnection import Disconnection, Reason
 from pykcm._messages import Messages, MultiplexorCalls, late_with
-from pykcm._wait import SendSpace, Steps, Wait
+from pykcm._wait import Readable, SendSpace, Steps, Wait
 from pykcm.errors import Disconnected, KCMOSError, UnreadWarning
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Upkeep(Messages, MultiplexorCalls):
     _transports: Transports
     _clones: Clones
     _told: _kernel.Descriptor
-    _all: select.epoll | None
+    _all: Readable | None
     _untold: collections.deque[Disconnection]
 
     # ---- the life of a transport ----

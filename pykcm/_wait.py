@@ -163,6 +163,22 @@ class explained:  # noqa: N801
             raise _explain.explain(error, _explain.WAIT) from error
 
 
+class Readable:
+    """A descriptor that is readable when one of others is; for `select` and event loops."""
+
+    def __init__(self, *fds: int) -> None:
+        with explained():
+            self._epoll = select.epoll()
+            for fd in fds:
+                self._epoll.register(fd, select.EPOLLIN)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
 class SendSpace:
     """Tells when a KCM socket has handed queued messages to TCP, so that sending may go on.
 

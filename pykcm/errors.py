@@ -71,7 +71,9 @@ class AttachError(KCMOSError):
 
 
 class MessageTruncated(KCMOSError):  # noqa: N818 - the name says what happened, as in the design
-    """A message was longer than the room for it.  errno is EMSGSIZE.
+    """A message was longer than the room for it: errno EMSGSIZE.
+
+    Or bytes came that the framing by which super messages are divided does not divide: EBADMSG.
 
     Attributes:
         message: what was received of it.

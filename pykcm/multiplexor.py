@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import errno
-import select
 import socket as _socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from pykcm._disconnection import Disconnection
 from pykcm._messages import DEFAULT_LINGER
 from pykcm._transports import Transport, Transports
 from pykcm._upkeep import AHEAD, Upkeep
-from pykcm._wait import Steps, arun, deadline_after, explained, run
+from pykcm._wait import Readable, Steps, arun, deadline_after, explained, run
 from pykcm.errors import AttachError, KCMOSError
 from pykcm.socket import DEFAULT_MAX_MESSAGE_SIZE, KCMSocket
 
@@ -37,6 +36,9 @@ class Multiplexor(Upkeep):
         linger: how long closing waits for unsent bytes at most, in seconds.
         queue_unattached: what `send` does when no transport is attached: if False it raises
             `Disconnected`; if True the kernel keeps the message until one is attached.
+        batch: how many messages the kernel may hand over as one, a super message, which is divided
+            here; and how many `send_many` joins.  docs/performance.md says what that gains, and
+            docs/messages.md what it costs.  1 is the kernel's own way.
 
     Attributes:
         socket: the KCM socket that this object receives and sends on.
@@ -45,7 +47,8 @@ class Multiplexor(Upkeep):
 
     Raises:
         UnavailableError, CapabilityError: see `KCMSocket`.
-        ArgumentError: framing or linger cannot be.
+        ArgumentError: framing or linger cannot be; or a batch is asked for with a program.
+        FramingDefinitionError: the framing has no such batch.
     """
 
     def __init__(
@@ -55,10 +58,12 @@ class Multiplexor(Upkeep):
         type: int = _socket.SOCK_DGRAM,
         linger: float = DEFAULT_LINGER,
         queue_unattached: bool = False,
+        batch: int = 1,
     ) -> None:
         deadline_after(linger)
         self.on_disconnect: Callable[[Disconnection], object] | None = None
         self._framing = framing
+        self._batch = batch
         self._linger = linger
         self._closed = False
         # Room for the framing's longest message from the start: clones have it too.
@@ -66,6 +71,7 @@ class Multiplexor(Upkeep):
         self.socket = KCMSocket(type, max_message_size=min(longest, LARGEST_MESSAGE))
         self.socket.setblocking(False)
         try:
+            self.socket._attaching.divide(self.socket._port, framing, batch)
             with explained():
                 self._transports = Transports(self.socket)
                 self._clones = Clones(self.socket)
@@ -74,7 +80,7 @@ class Multiplexor(Upkeep):
         except BaseException:
             self.socket.close()
             raise
-        self._all: select.epoll | None = None
+        self._all: Readable | None = None
         self._untold: collections.deque[Disconnection] = collections.deque()
         port = self._port = self.socket._port
         port.watch = self._transports.watch.fileno()
@@ -128,7 +134,7 @@ class Multiplexor(Upkeep):
                 " makes of descriptors",
             )
         fd = descriptor_of(tcp)
-        program_fd, max_length = self.socket._attaching.delineate(self._framing)
+        program_fd, max_length = self.socket._attaching.delineate(self._framing, self._batch)
         try:
             transport = Transport(tcp, fd, hand_over)
             self._transports.attach(transport, program_fd, max_length, allow_small_buffer)
@@ -191,11 +197,7 @@ class Multiplexor(Upkeep):
         """
         self._check()
         if self._all is None:
-            with explained():
-                every = select.epoll()
-                for fd in (self._fd(), self._port.watch, self._port.told):
-                    every.register(fd, select.EPOLLIN)
-            self._all = every
+            self._all = Readable(self._fd(), self._port.watch, self._port.told)
             self._port.observed = True
         self._port.tell()
         return self._all.fileno()

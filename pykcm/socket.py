@@ -16,7 +16,7 @@ from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor
 from pykcm._binding import lib
 from pykcm._messages import Messages, Port, late_with
 from pykcm._standard import StandardCalls
-from pykcm._wait import SendSpace, Steps, Wait
+from pykcm._wait import Readable, SendSpace, Steps, Wait, explained
 from pykcm.errors import (
     ArgumentError,
     Disconnected,
@@ -65,6 +65,9 @@ class KCMSocket(Messages, StandardCalls):
         self._attaching = Attaching()
         self._options: dict[int, _tcp.Options] = {}
         self._same: weakref.WeakSet[KCMSocket] | None = None
+        # Readable while messages wait in this object, which super messages bring.
+        self._told: _kernel.Descriptor | None = None
+        self._all: Readable | None = None
         self._port = Port(-1, type == _socket.SOCK_SEQPACKET, room)
         try:
             super().__init__(lib.AF_KCM, type, lib.KCMPROTO_CONNECTED, _fileno)
@@ -77,14 +80,24 @@ class KCMSocket(Messages, StandardCalls):
         self._port.fd = self.fileno()
 
     @classmethod
-    def from_fd(cls, fd: int, *, max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE) -> Self:
+    def from_fd(
+        cls,
+        fd: int,
+        *,
+        max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE,
+        framing: Delineation | None = None,
+        batch: int = 1,
+    ) -> Self:
         """Take up a descriptor of a KCM socket, such as one received over a Unix socket.
 
         Args:
             fd: the descriptor; it belongs to the new object, unless this call raises.
             max_message_size: the longest message of the framings in use.
+            framing, batch: with what transports were attached, if in batches.  Without them super
+                messages come undivided.
 
         Raises:
+            ArgumentError: batch is not 1 and there is no framing, or it is a program.
             KCMOSError: it is not a descriptor (EBADF), or not a KCM socket (ENOTSOCK,
                 EAFNOSUPPORT).
         """
@@ -110,6 +123,13 @@ class KCMSocket(Messages, StandardCalls):
         self = cls(type_, max_message_size=max_message_size, _fileno=number)
         self._port.shared = True
         self._port.keeps_rest = keeps
+        if framing is not None or batch != 1:
+            try:
+                self._divide(framing, batch)  # type: ignore[arg-type]
+            except BaseException:
+                self.detach()
+                raise
+        self._attaching.has_siblings = True
         return self
 
     def __repr__(self) -> str:
@@ -133,6 +153,7 @@ class KCMSocket(Messages, StandardCalls):
         tcp: _socket.socket | int,
         framing: Delineation,
         *,
+        batch: int = 1,
         allow_small_buffer: bool = False,
     ) -> None:
         """Make a TCP connection a transport of this socket's multiplexor (SIOCKCMATTACH).
@@ -146,6 +167,9 @@ class KCMSocket(Messages, StandardCalls):
         Args:
             tcp: a connected TCP socket, or its descriptor.
             framing: a `Framing`, a loaded `bpf.Program`, or a program's descriptor.
+            batch: how many messages the kernel may hand over as one, a super message, which is
+                divided here; and how many `send_many` joins.  All transports then have one
+                framing, and the first is attached before the first clone.
             allow_small_buffer: attach also when the receive buffer cannot be made large enough.
 
         Raises:
@@ -155,10 +179,13 @@ class KCMSocket(Messages, StandardCalls):
                 multiplexor), ENOBUFS (the receive buffer is too small for the framing's maximum).
             CapabilityError, UnavailableError, VerifierError: the framing's program could not be
                 loaded; see `Framing.load`.
+            FramingDefinitionError: the framing has no such batch, or the verifier takes none.
+            ArgumentError: the multiplexor's messages could not all be divided alike.
         """
         self._fd()
         tcp_fd = descriptor_of(tcp)
-        program_fd, max_length = self._attaching.delineate(framing)
+        program_fd, max_length = self._attaching.delineate(framing, batch)
+        self._divide(framing, batch)
         cookie = None
         with contextlib.suppress(OSError):
             cookie = _tcp.cookie(tcp_fd)
@@ -215,6 +242,7 @@ class KCMSocket(Messages, StandardCalls):
             other.close()
             raise _explain.explain(error, _explain.CLONE) from error
         other._port.keeps_rest = self._port.keeps_rest
+        self._have_divided_by(other)
         return other
 
     def dup(self) -> Self:
@@ -224,12 +252,47 @@ class KCMSocket(Messages, StandardCalls):
         os.dup2(self._fd(), other.fileno(), inheritable=False)
         other.settimeout(self.gettimeout())
         other._port.keeps_rest = self._port.keeps_rest
+        self._have_divided_by(other)
         self._port.shared = other._port.shared = True
         if self._same is None:
             self._same = weakref.WeakSet([self])
         self._same.add(other)
         other._same = self._same
         return other
+
+    def fileno(self) -> int:
+        """The descriptor, -1 when the socket is closed.
+
+        Where super messages are divided it is not the KCM socket's own, but one for `select` and
+        event loops, which is readable also while messages wait in this object.
+        """
+        if self._told is None or self._port.fd < 0:
+            return super().fileno()
+        if self._all is None:
+            self._all = Readable(self._port.fd, self._told.fileno())
+            self._port.observed = True
+        self._port.tell()
+        return self._all.fileno()
+
+    def _divide(self, framing: Delineation, batch: int) -> None:
+        """Have super messages divided, if the framing is used in batches."""
+        if batch != 1 and self._told is None:
+            with explained():
+                told = _kernel.Descriptor.event()
+            self._attaching.divide(self._port, framing, batch)
+            self._told = told
+            self._port.told = told.fileno()
+        else:
+            self._attaching.divide(self._port, framing, batch)
+
+    def _have_divided_by(self, other: KCMSocket) -> None:
+        """Another socket of the multiplexor divides as this one does."""
+        if self._port.rule is not None:
+            with explained():
+                other._told = _kernel.Descriptor.event()
+            other._port.told = other._told.fileno()
+            other._port.set_rule(self._port.rule, self._port.most)
+        self._attaching.has_siblings = other._attaching.has_siblings = True
 
     def detach(self) -> int:
         """As for `socket.socket`: the descriptor, which is the caller's to close."""
@@ -314,8 +377,9 @@ class KCMSocket(Messages, StandardCalls):
 
     def _let_go(self) -> None:
         self._attaching.close()
-        if self._end is not None:
-            self._end.close()
+        for descriptor in (self._end, self._told, self._all):
+            if descriptor is not None:
+                descriptor.close()
 
     def _note_forks(self) -> None:
         """Another process may have this socket after it is closed here: who forks later has not."""

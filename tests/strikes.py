@@ -50,6 +50,13 @@ def _ends_of_with(code: CodeType) -> frozenset[int]:
     return frozenset(ends)
 
 
+def _finalizes(frame: FrameType | None) -> bool:
+    """Whether it is part of a __del__: what strikes there, Python itself can but report."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 class _Striker:
     """Raise at the first bytecode, or line, that was not struck yet."""
 
@@ -72,7 +79,7 @@ class _Striker:
             sys.settrace(before)
 
     def _enter(self, frame: FrameType, event: str, argument: object) -> Any:
-        if self.place or not frame.f_code.co_filename.startswith(_LIBRARY):
+        if self.place or not frame.f_code.co_filename.startswith(_LIBRARY) or _finalizes(frame):
             return None
         frame.f_trace_opcodes = self.event == "opcode"
         return self._step

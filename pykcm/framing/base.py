@@ -155,6 +155,12 @@ class Framing(abc.ABC):
         """
         return max(self.max_length, min(check_batch(batch) * self.max_length, _BATCH_BYTES))
 
+    def memory_program(self) -> bytes:
+        """The delineation program for bytes in memory, which divides super messages."""
+        from pykcm._offset import NONE
+
+        return _code(self, NONE, 1)
+
     @abc.abstractmethod
     def replace(self: _Self, **changes: Any) -> _Self:
         """A copy with other arguments, as in `protocols.THRIFT_FRAMED.replace(max_length=4096)`.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pykcm import bpf
 from pykcm._binding import ffi, lib
-from pykcm._offset import NONE
 from pykcm.bpf import _instructions as isa
 
 TYPE_CHECKING = False
@@ -19,7 +17,7 @@ class Delineator:
     """Finds messages in bytes with the same program that finds them in the kernel.
 
     Args:
-        framing: whose program; one that consists of instructions that framings are made of
+        framing: whose program, or the program; of instructions that framings are made of
             (pykcm/_delineate.c knows no others).
 
     Attributes:
@@ -30,8 +28,8 @@ class Delineator:
         ValueError: the program has other instructions, as one by hand may have.
     """
 
-    def __init__(self, framing: Framing) -> None:
-        self.code = bpf.assemble(framing.assembly(NONE))
+    def __init__(self, framing: Framing | bytes) -> None:
+        self.code = framing if isinstance(framing, bytes) else framing.memory_program()
         self._program = ffi.cast("struct bpf_insn *", ffi.from_buffer("char[]", self.code))
         if lib.pykcm_delineate_check(self._program, len(self.code) // isa.SIZE) < 0:
             raise ValueError("the program has instructions that only the kernel can run")

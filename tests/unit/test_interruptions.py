@@ -27,7 +27,7 @@ from pykcm.socket import KCMSocket
 from tests.strikes import Case, Storm, Strike, descriptors, strike_everywhere
 from tests.unit.stand_in import PATIENCE, World, stand_in
 
-# What strikes a __del__, Python itself can but report.
+# What a storm of signals does to a __del__, Python itself can but report.
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

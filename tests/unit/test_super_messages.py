@@ -1,0 +1,182 @@
+"""Super messages, divided and joined by either path; a Unix socket stands in for the KCM socket."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import socket
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import pykcm
+from pykcm.framing import Delimiter, FixedLength, Framing, LengthField
+from tests.unit.port_owner import PATHS, own
+
+FRAMING = LengthField(size=2, max_length=70_000)
+LONGEST = 70_003
+SEED = 20261126
+PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__.rpartition("_")[2])
+BATCHES = pytest.mark.parametrize("batch", [1, 7, 64])
+
+
+def message(size: int, byte: bytes = b"x") -> bytes:
+    return size.to_bytes(2, "big") + byte * size
+
+
+@pytest.fixture(params=[socket.SOCK_DGRAM, socket.SOCK_SEQPACKET], ids=["dgram", "seqpacket"])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, request.param)
+    with ours, theirs:
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            end.settimeout(5)
+        yield ours, theirs
+
+
+def divider(path: ModuleType, ours: socket.socket, batch: int, framing: Framing = FRAMING) -> Any:
+    owner = own(path, ours, LONGEST)
+    owner._port.set_rule(framing.memory_program(), batch)
+    return owner
+
+
+@PATH
+@BATCHES
+def test_what_comes_joined_is_divided(path: ModuleType, pair: Any, batch: int) -> None:
+    owner = divider(path, pair[0], batch)
+    rng = random.Random(f"{SEED} {batch}")
+    for _ in range(60):
+        sent = []
+        for _ in range(rng.randint(1, 3)):
+            joined = [
+                message(rng.choice([0, 1, 9, 300, 9000]), rng.randbytes(1))
+                for _ in range(rng.randint(1, batch) if batch < 64 else rng.choice([1, 64]))
+            ]
+            while sum(map(len, joined)) > LONGEST - 3:
+                joined.pop()
+            pair[1].send(b"".join(joined))
+            sent += joined
+        got: list[bytes] = []
+        while len(got) < len(sent):
+            if rng.random() < 0.5:
+                got.append(owner.recv(timeout=1))
+            else:
+                got += owner.recv_many(rng.randint(1, 70), timeout=1)
+        assert got == sent, SEED
+        assert owner._port.held == 0
+
+
+@PATH
+def test_each_way_to_receive(path: ModuleType, pair: Any) -> None:
+    owner = divider(path, pair[0], 64)
+    sent = [message(n) for n in range(9)]
+    pair[1].send(b"".join(sent))
+    buffer = bytearray(10)
+    assert owner.recv(None, socket.MSG_PEEK) == sent[0]
+    assert owner.recv() == sent[0]
+    assert owner.recv_into(buffer) == 3
+    assert owner.recvfrom(1)[0] == sent[2]
+    assert owner.recv_many(2) == sent[3:5]
+
+    async def main() -> Any:
+        return [await owner.arecv(), *await owner.arecv_many(2), *[m async for m in _two(owner)]]
+
+    assert asyncio.run(main()) == sent[5:]
+
+
+async def _two(owner: Any) -> Any:
+    yield await owner.arecv()
+    # nothing is left after it
+    with pytest.raises(BlockingIOError):
+        owner.recv(None, socket.MSG_DONTWAIT)
+
+
+@PATH
+def test_what_the_rule_does_not_divide_is_named(path: ModuleType, pair: Any) -> None:
+    owner = divider(path, pair[0], 7)
+    pair[1].send(message(3) + b"\xff\xffno")
+    pair[1].send(message(1))
+    assert owner.recv() == message(3)
+    with pytest.raises(pykcm.MessageTruncated) as caught:
+        owner.recv()
+    assert caught.value.errno == errno.EBADMSG
+    assert caught.value.message == b"\xff\xffno"
+    assert owner.recv() == message(1)
+
+
+@PATH
+@BATCHES
+def test_send_many_joins(path: ModuleType, pair: Any, batch: int) -> None:
+    owner = divider(path, pair[0], batch)
+    sent = [message(n % 50) for n in range(150)] + [message(60_000), message(9), message(6000)]
+    joined: list[bytes] = []
+    for first in range(0, len(sent), 5):  # a Unix socket takes few at a time
+        some = sent[first : first + 5]
+        assert owner.send_many(some) == owner._port.sent_many == len(some)
+        while sum(map(len, joined)) < sum(map(len, sent[: first + 5])):
+            joined.append(pair[1].recv(1 << 17))
+    assert b"".join(joined) == b"".join(sent)
+    assert all(len(one) <= 1 << 16 or one in sent for one in joined)
+    assert len(joined) == len(sent) if batch == 1 else len(joined) < len(sent) // 4
+
+
+@PATH
+def test_send_many_counts_messages_when_there_is_no_room(path: ModuleType, pair: Any) -> None:
+    owner = divider(path, pair[0], 7)
+    sent = [b"\0\1%c" % (n % 256) for n in range(20_000)]
+    count = owner.send_many(sent, timeout=0)
+    assert 0 < count < len(sent)
+    assert count == owner._port.sent_many
+    pair[1].settimeout(0)
+    came = bytearray()
+    while True:
+        try:
+            came += pair[1].recv(1 << 17)
+        except BlockingIOError:
+            break
+    assert came == b"".join(sent[:count])
+
+
+@PATH
+def test_want_of_memory_loses_nothing(path: ModuleType, pair: Any) -> None:
+    if path.__name__.endswith("_slowpath"):
+        pytest.skip("the slow path has lines of Python between a message and its caller")
+    nomemory = getattr(pytest.importorskip("_testcapi"), "set_nomemory", None)
+    if nomemory is None:
+        pytest.skip("this Python's _testcapi has no set_nomemory")
+    enough = sys.modules["_testcapi"].remove_mem_hooks
+    owner = divider(path, pair[0], 64)
+    failed = 0
+    for start in range(120):
+        sent = [message(500, b"%d" % (n % 10)) for n in range(80)]
+        pair[1].send(b"".join(sent[:40]))
+        pair[1].send(b"".join(sent[40:]))
+        got = None
+        nomemory(start, start + 1)
+        try:
+            got = owner.recv_many()
+            enough()
+        except MemoryError:
+            enough()
+            failed += 1
+        got = got or []
+        while len(got) < len(sent):
+            got += owner.recv_many(timeout=0)
+        assert got == sent, start
+    assert failed
+
+
+def test_a_rule_has_to_be_one() -> None:
+    for path in PATHS:
+        port = path.Port(-1, False, 10)
+        for rule in (b"", b"x", b"\xff" * 16):
+            with pytest.raises(ValueError, match=r"not a rule|instructions"):
+                port.set_rule(rule, 7)
+        assert port.rule is None
+        for framing in (FixedLength(3), Delimiter(b"\n")):
+            port.set_rule(framing.memory_program(), 7)
+            assert port.rule == framing.memory_program()
