@@ -430,17 +430,17 @@ SECTIONS: dict[str, Callable[[], list[Row]]] = {
 }
 
 
-def main() -> None:
+def main(sections: dict[str, Callable[[], list[Row]]]) -> None:
     parser = argparse.ArgumentParser(description="What a message costs, in ratios.")
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], metavar="SECTION")
+    parser.add_argument("sections", nargs="*", choices=[*sections, []], metavar="SECTION")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     rows: list[Row] = []
-    for name in arguments.sections or SECTIONS:
+    for name in arguments.sections or sections:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        for row in SECTIONS[name]():
+        for row in sections[name]():
             rows.append(row)
             if not arguments.json:
                 print(f"{row[0]:<52} {row[1]:8.2f}   goal {row[2]}", flush=True)
@@ -451,4 +451,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(SECTIONS)
