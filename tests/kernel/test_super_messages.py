@@ -243,12 +243,15 @@ def test_closing_and_unattaching_with_messages_in_hand(connect: Connect) -> None
     mux = Multiplexor(FRAMING, batch=64)
     for near, _ in pairs:
         mux.attach(near)
+    clone = mux.clone()
+    clone.recv_disabled = True
     pairs[0][1].sendall(b"".join(SENT))
     assert mux.recv(timeout=PATIENCE) == SENT[0]
     mux.unattach(pairs[0][0], timeout=PATIENCE)
     assert mux.recv(timeout=PATIENCE) == SENT[1]
     with pytest.warns(pykcm.UnreadWarning, match="7 messages"):
         mux.close()
+    clone.close()
 
 
 def test_a_refused_header_after_good_messages(connect: Connect) -> None:
