@@ -219,6 +219,11 @@ class Messages:
         return left
 
 
+def unread_text(described: str, unread: int) -> str:
+    """What an UnreadWarning says."""
+    return f"{described} is closed with {unread} messages that were received and not read"
+
+
 def late_with(left: int) -> TimeoutError:
     """The error of a flush that took too long."""
     return TimeoutError(f"timed out: {left} bytes are queued that no transport has taken yet")

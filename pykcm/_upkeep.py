@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from pykcm._disconnection import Disconnection, Reason
-from pykcm._messages import Messages, MultiplexorCalls, late_with
+from pykcm._messages import Messages, MultiplexorCalls, late_with, unread_text
 from pykcm._wait import Readable, SendSpace, Steps, Wait
 from pykcm.errors import Disconnected, KCMOSError, UnreadWarning
 
@@ -184,12 +184,7 @@ class Upkeep(Messages, MultiplexorCalls):
         finally:
             self.socket._close()
         if unread:
-            warnings.warn(
-                f"{described} is closed with {unread} messages that were received and not read; "
-                "they are lost",
-                UnreadWarning,
-                stacklevel=3,
-            )
+            warnings.warn(unread_text(described, unread), UnreadWarning, stacklevel=3)
 
     def __del__(self) -> None:
         if hasattr(self, "_port") and not self._closed:

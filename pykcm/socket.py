@@ -7,22 +7,20 @@ import errno
 import operator
 import os
 import socket as _socket
-import warnings
 import weakref
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel, _tcp
 from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
 from pykcm._binding import lib
-from pykcm._messages import Messages, Port, late_with
-from pykcm._standard import StandardCalls
+from pykcm._closing import Closing
+from pykcm._messages import Port, late_with
 from pykcm._wait import Readable, SendSpace, Steps, Wait, explained
 from pykcm.errors import (
     ArgumentError,
     Disconnected,
     KCMOSError,
     UnavailableError,
-    UnsentWarning,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_MESSAGE_SIZE = 1 << 20
 
 
-class KCMSocket(Messages, StandardCalls):
+class KCMSocket(Closing):
     """A KCM socket: a `socket.socket` on which every send and receive is one whole message.
 
     Time-outs, blocking mode, selectors, `fileno` and `with` work as for any socket; `async with`
@@ -64,7 +62,7 @@ class KCMSocket(Messages, StandardCalls):
         self._end: _kernel.Descriptor | None = None
         self._attaching = Attaching()
         self._options: dict[int, _tcp.Options] = {}
-        self._same: weakref.WeakSet[KCMSocket] | None = None
+        self._same: weakref.WeakSet[Closing] | None = None
         # Readable while messages wait in this object, which super messages bring.
         self._told: _kernel.Descriptor | None = None
         self._all: Readable | None = None
@@ -345,70 +343,6 @@ class KCMSocket(Messages, StandardCalls):
                     space.clear()
             except TimeoutError:
                 raise late_with(left) from None
-
-    # ---- closing ----
-
-    def _flushes(self) -> bool:
-        """Whether closing has to wait for what is queued: nobody else has this socket open."""
-        port = self._port
-        if port.fd < 0 or port.inherited or any(o._port.fd >= 0 for o in self._others()):
-            return False
-        with contextlib.suppress(OSError):
-            return bool(self.unsent) and not port.open
-        return False
-
-    def _others(self) -> list[KCMSocket]:
-        return [other for other in self._same or () if other is not self]
-
-    def _close(self) -> None:
-        left = self._left_behind()
-        described = repr(self)
-        self._note_forks()
-        self._port.fd = -1
-        _socket.socket.close(self)  # not Messages.close, which has called this
-        self._let_go()
-        if left:
-            warnings.warn(
-                f"{described} is closed with {left} bytes that no transport has taken; they are "
-                "lost unless another process has this socket open",
-                UnsentWarning,
-                stacklevel=3,
-            )
-
-    def _let_go(self) -> None:
-        self._attaching.close()
-        for descriptor in (self._end, self._told, self._all):
-            if descriptor is not None:
-                descriptor.close()
-
-    def _note_forks(self) -> None:
-        """Another process may have this socket after it is closed here: who forks later has not."""
-        if self._port.forked:
-            self._port.shared = True
-
-    def _left_behind(self) -> int:
-        """Bytes that are lost when this object's descriptor is closed."""
-        port = self._port
-        if port.fd >= 0 and not port.inherited and not any(o._port.fd >= 0 for o in self._others()):
-            with contextlib.suppress(OSError):
-                return self.unsent
-        return 0
-
-    def __del__(self) -> None:
-        # The interpreter closes it, with a warning that it hides by default.
-        if not hasattr(self, "_port"):
-            return
-        left = self._left_behind()
-        self._note_forks()
-        self._let_go()
-        if left:
-            warnings.warn(
-                f"{self!r} was not closed, and {left} bytes that no transport has taken are lost",
-                UnsentWarning,
-                source=self,
-                stacklevel=2,
-            )
-        super().__del__()  # type: ignore[misc]
 
 
 def _room_for(size: int) -> int:

@@ -252,6 +252,15 @@ def test_closing_and_unattaching_with_messages_in_hand(connect: Connect) -> None
     with pytest.warns(pykcm.UnreadWarning, match="7 messages"):
         mux.close()
     clone.close()
+    near, far = connect()
+    kcm = KCMSocket()
+    kcm.attach(near, FRAMING, batch=64)
+    with kcm.clone() as other:
+        other.recv_disabled = True
+        far.sendall(b"".join(SENT))
+        assert kcm.recv(timeout=PATIENCE) == SENT[0]
+        with pytest.warns(pykcm.UnreadWarning, match="8 messages"):
+            kcm.close()
 
 
 def test_a_refused_header_after_good_messages(connect: Connect) -> None:

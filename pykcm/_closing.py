@@ -1,0 +1,101 @@
+"""How a KCM socket is closed: what is lost with it is said."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as _socket
+import warnings
+from typing import TYPE_CHECKING
+
+from pykcm._messages import Messages, unread_text
+from pykcm._standard import StandardCalls
+from pykcm.errors import UnreadWarning, UnsentWarning
+
+if TYPE_CHECKING:
+    import weakref
+
+    from pykcm import _kernel
+    from pykcm._attaching import Attaching
+    from pykcm._wait import Readable
+
+
+class Closing(Messages, StandardCalls):
+    """The part of a KCMSocket that ends it."""
+
+    _end: _kernel.Descriptor | None
+    _told: _kernel.Descriptor | None
+    _all: Readable | None
+    _attaching: Attaching
+    _same: weakref.WeakSet[Closing] | None
+
+    def _flushes(self) -> bool:
+        """Whether closing has to wait for what is queued: nobody else has this socket open."""
+        port = self._port
+        if port.fd < 0 or port.inherited or any(o._port.fd >= 0 for o in self._others()):
+            return False
+        with contextlib.suppress(OSError):
+            return bool(self.unsent) and not port.open
+        return False
+
+    def _others(self) -> list[Closing]:
+        return [other for other in self._same or () if other is not self]
+
+    def _close(self) -> None:
+        left, unread = self._left_behind(), self._unread()
+        described = repr(self)
+        self._note_forks()
+        self._port.fd = -1
+        _socket.socket.close(self)  # not Messages.close, which has called this
+        self._let_go()
+        if unread:
+            warnings.warn(unread_text(described, unread), UnreadWarning, stacklevel=3)
+        if left:
+            warnings.warn(
+                f"{described} is closed with {left} bytes that no transport has taken; they are "
+                "lost unless another process has this socket open",
+                UnsentWarning,
+                stacklevel=3,
+            )
+
+    def _unread(self) -> int:
+        """Messages in hand that the multiplexor's other sockets would have got otherwise."""
+        port = self._port
+        mine = port.fd >= 0 and not port.bound and not port.inherited
+        return port.held if mine and self._attaching.has_siblings else 0
+
+    def _let_go(self) -> None:
+        self._attaching.close()
+        for descriptor in (self._end, self._told, self._all):
+            if descriptor is not None:
+                descriptor.close()
+
+    def _note_forks(self) -> None:
+        """Another process may have this socket after it is closed here: who forks later has not."""
+        if self._port.forked:
+            self._port.shared = True
+
+    def _left_behind(self) -> int:
+        """Bytes that are lost when this object's descriptor is closed."""
+        port = self._port
+        if port.fd >= 0 and not port.inherited and not any(o._port.fd >= 0 for o in self._others()):
+            with contextlib.suppress(OSError):
+                return self.unsent
+        return 0
+
+    def __del__(self) -> None:
+        # The interpreter closes it, with a warning that it hides by default.
+        if not hasattr(self, "_port"):
+            return
+        left, unread = self._left_behind(), self._unread()
+        self._note_forks()
+        self._let_go()
+        if unread:
+            warnings.warn(unread_text(repr(self), unread), UnreadWarning, source=self, stacklevel=2)
+        if left:
+            warnings.warn(
+                f"{self!r} was not closed, and {left} bytes that no transport has taken are lost",
+                UnsentWarning,
+                source=self,
+                stacklevel=2,
+            )
+        super().__del__()  # type: ignore[misc]
