@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +53,30 @@ def no_fault_of_the_kernel(kernel: Watch) -> Iterator[None]:
     yield
     told = kernel.faults()
     assert not told, "the kernel told of a fault:\n" + "\n".join(told)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failure, what the kernel had then: a stall can't be told from its test alone."""
+    report = yield
+    if call.when == "call" and report.failed:
+        report.sections.append(("the kernel's connections and workers", kernel_state()))
+    return report
+
+
+def kernel_state() -> str:
+    """KCM's and TCP's tables, and where the kernel's threads that move messages are."""
+    shown = [path.read_text(encoding="ascii") for path in Path("/proc/net").glob("kcm*")]
+    command = ["ss", "--tcp", "--numeric", "--memory", "--info", "--options"]
+    if shutil.which("ss"):
+        shown.append(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name = (directory / "comm").read_text(encoding="utf-8").strip()
+            if any(word in name for word in ("kkcmd", "kstrp", "kworker")):
+                stack = (directory / "stack").read_text(encoding="ascii").split("\n")
+                if "worker_thread" not in stack[0]:
+                    shown.append("\n".join([name, *stack]))
+    return "\n".join(shown)
