@@ -90,15 +90,15 @@ def _tell(state: State, error: Exception) -> int:
     """Say in a line what was raised; the exit status."""
     from pykcm.errors import KCMError
 
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else state.name
+        _say(where, f"{_mistake(error)} ({where} --help)")
+        return MISUSED
     if state.debug:
         import traceback
 
         with contextlib.suppress(OSError):
             traceback.print_exception(error)
-    if isinstance(error, click.UsageError):
-        where = error.ctx.command_path if error.ctx else state.name
-        _say(where, f"{_mistake(error)} ({where} --help)")
-        return MISUSED
     if isinstance(error, click.ClickException):
         _say(state.name, _in_a_line(error.format_message()))
     elif isinstance(error, KCMError):
