@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # `kcm` starts quickly.
 COMMANDS = {
     "demo": "Send messages through a real KCM and count what arrives.",
+    "frame": "Show a framing's program, pin it, or try the framing on a capture.",
     "selftest": "Check the kernel's KCM against its documentation; a report in KTAP.",
 }
 
