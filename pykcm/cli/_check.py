@@ -141,12 +141,13 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_problem(problem: Problem) -> None:
-    sys.stdout.write(f"{problem.offset:14} {'-':>12}  {problem.text}\n")
+    sys.stdout.write(f"{problem.offset:14} {problem.kind:>12}\n")
+    sys.stdout.write(click.wrap_text(problem.text, 80, " " * 4, " " * 4) + "\n")
     data = bytes.fromhex(str(problem.data))
     for at in range(0, len(data), 16):
         line = data[at : at + 16]
         shown = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in line)
-        sys.stdout.write(f"{problem.offset + at:14x}  {line.hex(' '):<47}  |{shown}|\n")
+        sys.stdout.write(f"{problem.offset + at:10x}  {line.hex(' '):<47}  |{shown}|\n")
 
 
 def _count(messages: list[Any]) -> str:

@@ -224,6 +224,9 @@ def _by_hand(values: dict[str, Any]) -> Framing:
     symbols = values.pop("symbols", {})
     if not isinstance(symbols, dict):
         raise ValueError("symbols: must be a table of numbers")
+    for name in ("text", "max_length", "measure"):
+        if name in symbols:
+            raise ValueError(f"symbols: no {name!r} can be one")
     return CustomFraming(values.pop("text"), **values, **symbols)
 
 
