@@ -70,7 +70,7 @@ def test_the_formats_are_the_same_program(tmp_path: Path) -> None:
 def compile_c(source: Path, program: Path) -> None:
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
-    command = ["cc", "-Wall", "-Wextra", "-Werror", "-o", program, source]
+    command = ["cc", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(source)]
     subprocess.run(command, check=True)
 
 
