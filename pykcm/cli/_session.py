@@ -173,15 +173,19 @@ class Session:
             return True
         if options.execute or not self._lines.ended or self._outbox:
             return False
+        if options.listen and options.wait is None:
+            return False  # it is the peer that ends it
         if options.wait is None and options.limit is None and not self._answers.outstanding:
             return True
         return time.monotonic() >= self._deadline()
 
     def _deadline(self) -> float:
         """When the wait for answers ends."""
-        if self._options.wait is None:
-            return math.inf if self._options.limit is not None else self._active + _PATIENCE
-        return self._active + self._options.wait
+        options = self._options
+        if options.wait is None:
+            endless = options.listen or options.limit is not None
+            return math.inf if endless else self._active + _PATIENCE
+        return self._active + options.wait
 
     def _step(self) -> None:
         poll = select.poll()
@@ -324,21 +328,25 @@ class Session:
             except ValueError as error:
                 self._wrong(f"{command[0]}: its answer is no message: {error}")
                 return
-            with contextlib.suppress(Disconnected):  # which the next receive tells
-                peer.send(answer)
+            try:
+                peer.send(answer, timeout=_PATIENCE)
+            except TimeoutError:
+                self._wrong("a peer does not read its answers; one is dropped")
+            except Disconnected:
+                pass  # which the next receive tells
 
     # ---- the end ----
 
     def _lost(self) -> bool:
         if any(not _is_clean(each) for each in self._ends):
             return True
-        if not self._ends or self._options.execute:
+        if not self._ends or self._options.execute or self._options.listen:
             return False
         return bool(self._answers.outstanding or self._outbox or not self._lines.ended)
 
     def _unanswered(self) -> bool:
         options = self._options
-        if options.execute or options.wait == 0:
+        if options.execute or options.listen or options.wait == 0:
             return False
         if options.limit is not None and self._answers.received >= options.limit:
             return False

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from pykcm.cli import _answers, _bodies, _lines, _session
 from tests.unit.test_unavailable import has_kcm
 from tests.unit.user_space_multiplexor import Multiplexor
 
+ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 FRAMING = ["--length-field", "size=2"]
 
@@ -293,41 +295,52 @@ def test_percentiles() -> None:
     }
 
 
-def test_listening_and_a_command(tmp_path: Path) -> None:
-    """In a process of its own: two clients, each of which gets its own answers; then SIGINT."""
+def listening(*arguments: str) -> subprocess.Popen[str]:
+    """`kcm connect --listen` in a process of its own, with no input."""
     script = (
         "import sys; from pykcm import cli; from pykcm.cli import _session\n"
         "from tests.unit.user_space_multiplexor import Multiplexor\n"
         "_session.Multiplexor = Multiplexor; cli.main()"
     )
-    arguments = [
-        "connect",
-        "--listen",
-        "127.0.0.1",
-        "0",
-        *FRAMING,
-        "--body",
-        "--exec",
-        "tr a-z A-Z",
-    ]
-    with subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
+    command = ["connect", "--listen", "127.0.0.1", "0", *FRAMING, "--body", *arguments]
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *command],
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
-    ) as served:
-        assert served.stderr is not None
-        port = int(served.stderr.readline().rsplit(":", 1)[1])
-        clients = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(2)]
+        cwd=ROOT,
+    )
+
+
+def port_of(served: subprocess.Popen[str]) -> int:
+    assert served.stderr is not None
+    return int(served.stderr.readline().rsplit(":", 1)[1])
+
+
+def test_listening_ends_with_the_peer() -> None:
+    with listening("-n", "2") as served:
+        address = "127.0.0.1", port_of(served)
+        for text in (b"one", b"two"):
+            with socket.create_connection(address, PATIENCE) as client:
+                client.sendall(framed(text))
+        out, err = served.communicate(timeout=PATIENCE)
+    assert (served.returncode, sorted(out.split()), err) == (0, ["one", "two"], "")
+
+
+def test_listening_and_a_command() -> None:
+    """Two clients, each of which gets its own answers; then SIGINT."""
+    with listening("--exec", "tr a-z A-Z") as served:
+        address = "127.0.0.1", port_of(served)
+        clients = [socket.create_connection(address, PATIENCE) for _ in range(2)]
         for client, text in zip(clients, (b"one", b"two"), strict=True):
             client.sendall(framed(text))
         assert [read_message(each) for each in clients] == [framed(b"ONE"), framed(b"TWO")]
         for client in clients:
             client.close()
-        served.send_signal(2)
-        assert served.wait(PATIENCE) == 130
-        assert served.stderr.read() == ""
+        served.send_signal(signal.SIGINT)
+        assert served.communicate(timeout=PATIENCE) == ("", "")
+        assert served.returncode == 130
 
 
 def test_a_command_that_fails(run: Run) -> None:
