@@ -6,7 +6,9 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+import click
 
 from pykcm.cli import _escapes
 
@@ -52,30 +54,32 @@ class Lines:
 
     Attributes:
         ended: whether all were read.
-        number: the number of the last line, from 1.
     """
 
     def __init__(self, fd: int | None) -> None:
         self.fd = fd
         self.ended = fd is None
-        self.number = 0
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line whose end has not come
+        self._size = 0
 
-    def read(self) -> Iterator[str]:
-        """What one read(2) brings; to be called when the descriptor is readable.
+    def read(self) -> list[str]:
+        """The lines that one read(2) completes; to be called when the descriptor is readable.
 
         Raises:
-            ValueError: a line is longer than any message.
+            ClickException: a line is longer than any message.
         """
         assert self.fd is not None
         data = os.read(self.fd, 1 << 16)
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest.append(data)
+        self._size += len(data)
+        lines: list[bytes] = []
+        if b"\n" in data or not data:
+            *lines, rest = b"".join(self._rest).split(b"\n")
+            self._rest, self._size = [rest], len(rest)
         if not data:
             self.ended = True
-            if self._rest:
-                lines.append(self._rest)
-        elif len(self._rest) > _LONGEST:
-            raise ValueError(f"line {self.number + len(lines) + 1} is too long")
-        for line in lines:
-            self.number += 1
-            yield line.decode("utf-8", "surrogateescape")
+            if self._size:
+                lines += self._rest
+        elif self._size > _LONGEST:
+            raise click.ClickException("a line of the input is longer than any message")
+        return [line.decode("utf-8", "surrogateescape") for line in lines]

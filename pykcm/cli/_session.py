@@ -79,6 +79,7 @@ class Session:
         self._framing = framing
         self._delineation = delineation
         self._lines = lines
+        self._line = 0
         self._outbox = collections.deque(messages)
         self._decode, self._encode = FORMATS[options.format]
         self._answers = Answers(options.identity)
@@ -236,10 +237,11 @@ class Session:
 
     def _read_input(self) -> None:
         for line in self._lines.read():
+            self._line += 1
             try:
                 self._outbox.append(self._message(self._decode(line)))
             except ValueError as error:
-                self._wrong(f"line {self._lines.number}: {error}")
+                self._wrong(f"line {self._line}: {error}")
 
     def _message(self, data: bytes) -> bytes:
         """The message that is to be sent for what was given.

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from pykcm import Delimiter, FixedLength, Framing, LengthField, Varint, cli, protocols
@@ -413,6 +414,14 @@ def test_lines_in_pieces() -> None:
         for piece in (b"on", b"e\ntwo\nth", b"ree"):
             end.write(piece)
             found += lines.read()
-        assert (found, lines.number, lines.ended) == (["one", "two"], 2, False)
+        assert (found, lines.ended) == (["one", "two"], False)
         end.close()
-        assert (list(lines.read()), lines.ended) == (["three"], True)
+        assert (lines.read(), lines.ended) == (["three"], True)
+
+
+def test_a_line_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lines, "_LONGEST", 100)
+    with Path("/dev/zero").open("rb") as zeros:
+        lines = _lines.Lines(zeros.fileno())
+        with pytest.raises(click.ClickException, match="longer than any message"):
+            lines.read()
