@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
-import json
 import math
 import select
 import socket
@@ -13,47 +12,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
 
 import click
 
-from pykcm import Multiplexor, Reason, bpf
-from pykcm._disconnection import Disconnection
+from pykcm import Multiplexor, bpf
 from pykcm.cli import _bodies, _links
-from pykcm.cli._answers import Answers, Identity
+from pykcm.cli._answers import Answers
 from pykcm.cli._lines import FORMATS, Lines
+from pykcm.cli._outcome import Options, Outcome, say
 from pykcm.errors import Disconnected
 from pykcm.framing import Framing
-
-UNANSWERED = 3
-LOST = 4
-LOST_AND_UNANSWERED = 5
 
 # Seconds.
 _PATIENCE = 10.0  # how long answers may take after the end of the input, if nothing is said
 _FULL = 0.1  # how long a send waits for room before what has come in is looked at
 
 _AHEAD = 64  # lines that are read before those ahead of them are sent
-
-
-class Options(NamedTuple):
-    """The command line; see `connect.command` for what each is."""
-
-    host: str
-    port: int
-    connections: int
-    listen: bool
-    format: str
-    body: bool
-    execute: tuple[str, ...]
-    rate: float | None
-    limit: int | None
-    wait: float | None
-    times: bool
-    rtt: bool
-    identity: Identity | None
-    reconnect: bool
-    as_json: bool
 
 
 class Session:
@@ -88,8 +62,7 @@ class Session:
         self._back_off = _links.BackOff()
         self._accepted = 0
         self._over = False
-        self._failed = False
-        self._ends: list[Disconnection] = []
+        self._outcome = Outcome(options, self._answers)
         self._next_send = 0.0
         self._active = 0.0
 
@@ -99,10 +72,10 @@ class Session:
             stack.callback(self._close)
             self._open()
             self._active = time.monotonic()
-            stack.callback(self._report)
+            stack.callback(lambda: self._outcome.report(self._unfinished()))
             while not self._done():
                 self._step()
-        return self._status()
+        return self._outcome.status(self._unfinished())
 
     # ---- connections ----
 
@@ -111,7 +84,7 @@ class Session:
         peer = self._new_peer()
         if options.listen:
             self._listener = _links.listener(options.host, options.port)
-            _say(f"listening on {_links.named(*self._listener.getsockname()[:2])}")
+            say(f"listening on {_links.named(*self._listener.getsockname()[:2])}")
         elif not options.reconnect:
             for _ in range(options.connections):
                 peer.attach(_links.dial(options.host, options.port), hand_over=True)
@@ -126,14 +99,9 @@ class Session:
 
     def _new_peer(self) -> Multiplexor:
         peer = Multiplexor(self._delineation, queue_unattached=self._options.reconnect)
-        peer.on_disconnect = self._ended
+        peer.on_disconnect = self._outcome.ended
         self._peers.append(peer)
         return peer
-
-    def _ended(self, disconnection: Disconnection) -> None:
-        self._ends.append(disconnection)
-        if not _is_clean(disconnection):
-            _say(f"connection lost: {disconnection}")
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -156,7 +124,7 @@ class Session:
                 peer.attach(tcp, hand_over=True)
         except click.ClickException as error:
             self._back_off.failed()
-            _say(f"{error.message}; again in {self._back_off.pause:.1f} s")
+            say(f"{error.message}; again in {self._back_off.pause:.1f} s")
         else:
             self._back_off.worked()
 
@@ -179,6 +147,10 @@ class Session:
         if options.wait is None and options.limit is None and not self._answers.outstanding:
             return True
         return time.monotonic() >= self._deadline()
+
+    def _unfinished(self) -> bool:
+        """Whether something was still to be sent."""
+        return bool(self._outbox or not self._lines.ended)
 
     def _deadline(self) -> float:
         """When the wait for answers ends."""
@@ -241,7 +213,7 @@ class Session:
             try:
                 self._outbox.append(self._message(self._decode(line)))
             except ValueError as error:
-                self._wrong(f"line {self._line}: {error}")
+                self._outcome.wrong(f"line {self._line}: {error}")
 
     def _message(self, data: bytes) -> bytes:
         """The message that is to be sent for what was given.
@@ -257,10 +229,6 @@ class Session:
             return _bodies.whole(self._framing, data)
         except NotImplementedError:  # a program by hand, which only the kernel can run
             return data
-
-    def _wrong(self, text: str) -> None:
-        self._failed = True
-        _say(text)
 
     def _send(self) -> None:
         while self._outbox and self._can_send() and time.monotonic() >= self._next_send:
@@ -323,65 +291,18 @@ class Session:
             command, input=self._shown(message), stdout=subprocess.PIPE, check=False
         )
         if result.returncode:
-            self._wrong(f"{command[0]}: exit status {result.returncode}; nothing is answered")
+            self._outcome.wrong(
+                f"{command[0]}: exit status {result.returncode}; nothing is answered"
+            )
         elif result.stdout:
             try:
                 answer = self._message(result.stdout)
             except ValueError as error:
-                self._wrong(f"{command[0]}: its answer is no message: {error}")
+                self._outcome.wrong(f"{command[0]}: its answer is no message: {error}")
                 return
             try:
                 peer.send(answer, timeout=_PATIENCE)
             except TimeoutError:
-                self._wrong("a peer does not read its answers; one is dropped")
+                self._outcome.wrong("a peer does not read its answers; one is dropped")
             except Disconnected:
                 pass  # which the next receive tells
-
-    # ---- the end ----
-
-    def _lost(self) -> bool:
-        if any(not _is_clean(each) for each in self._ends):
-            return True
-        if not self._ends or self._options.execute or self._options.listen:
-            return False
-        return bool(self._answers.outstanding or self._outbox or not self._lines.ended)
-
-    def _unanswered(self) -> bool:
-        options = self._options
-        if options.execute or options.listen or options.wait == 0:
-            return False
-        if options.limit is not None and self._answers.received >= options.limit:
-            return False
-        return self._answers.outstanding > 0
-
-    def _status(self) -> int:
-        if self._lost():
-            return LOST_AND_UNANSWERED if self._unanswered() else LOST
-        if self._unanswered():
-            return UNANSWERED
-        return 1 if self._failed else 0
-
-    def _report(self) -> None:
-        report: dict[str, Any] = {
-            **self._answers.report(self._options.rtt),
-            "ended": [str(each) for each in self._ends],
-            "lost": self._lost(),
-        }
-        if self._options.as_json:
-            print(json.dumps(report), file=sys.stderr)
-            return
-        text = "{sent} sent, {received} received, {unanswered} unanswered".format(**report)
-        if self._options.rtt:
-            times = " ".join(f"{name} {value}" for name, value in report["rtt_ms"].items())
-            _say(f"{text}; ms: {times}" if times else text)
-        elif self._unanswered() or self._lost():
-            _say(text)
-
-
-def _is_clean(disconnection: Disconnection) -> bool:
-    """Whether the peer closed the connection between two messages."""
-    return disconnection.reason is Reason.PEER_CLOSED and not disconnection.cut
-
-
-def _say(text: str) -> None:
-    print(f"kcm connect: {text}", file=sys.stderr, flush=True)

@@ -13,7 +13,8 @@ from pykcm import bpf
 from pykcm.cli import _bodies, _framings, _input
 from pykcm.cli._answers import Identity
 from pykcm.cli._lines import FORMATS, Lines
-from pykcm.cli._session import Options, Session
+from pykcm.cli._outcome import Options
+from pykcm.cli._session import Session
 
 _EXIT_STATUS = """\b
 Exit status:
