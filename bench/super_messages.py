@@ -27,7 +27,7 @@ from bench.core import (
 from pykcm import _loopback
 from pykcm._binding import ffi, lib
 
-BATCH = 64
+BATCH = 256
 Receive = Callable[[int], int]
 
 
@@ -50,7 +50,7 @@ def c_receive(fd: int) -> Receive:
 def many(mux: pykcm.Multiplexor) -> Receive:
     def receive(count: int) -> int:
         while count > 0:
-            count -= len(mux.recv_many(BATCH))
+            count -= len(mux.recv_many(1024))
         return count
 
     return receive
@@ -137,10 +137,12 @@ def sending_of(size: int, goal: str) -> Row:
     messages = [data] * count
     send = c_send(kcm.fileno(), data)
 
+    memory = bytearray(1 << 18)
+
     def drain(tcp: socket.socket) -> int:
         left = size * count
         while left:
-            left -= len(tcp.recv(1 << 18))
+            left -= tcp.recv_into(memory)
         return count
 
     def by_c() -> int:

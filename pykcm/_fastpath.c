@@ -42,8 +42,10 @@
 /* How many messages of a super message are divided at a time. */
 #define DIVIDED 64
 
-/* The longest super message that is sent, in bytes, unless it is a single message. */
+/* The longest super message that is sent, and the longest message that is joined to others, in
+ * bytes: a copy of a longer one costs more than it saves. */
 #define JOINED (1 << 16)
+#define WORTH_JOINING 4096
 
 /* From this size on a message is received into its bytes object, in bytes: a copy costs more. */
 #define LARGE 8192
@@ -307,8 +309,8 @@ typedef struct {
 	struct batch *pending; /* of which not all are in the inbox yet: memory was short */
 	PyObject *part;        /* the beginning of a message that the kernel hands out in parts */
 	PyObject *rule;        /* the program that divides super messages, as bytes; NULL if none come */
-	PyObject *super;       /* a super message, and what of it is in the inbox already */
-	size_t super_at;
+	PyObject *super;       /* a super message that came in parts */
+	size_t super_at;       /* how much of the one that is being divided is in the inbox */
 	int most, each;        /* messages that one may be, and that the last one was */
 	size_t last, expected; /* bytes of the last message; and of the next, if they are alike */
 	int burst;             /* how many messages the last receive brought */
@@ -343,6 +345,7 @@ static void port_drop_pending(Port *port)
 {
 	struct batch *batch;
 
+	port->super_at = 0;
 	while ((batch = port->pending)) {
 		port->pending = batch->next;
 		while (batch->at < batch->count)
@@ -432,46 +435,73 @@ static PyObject *port_message(Port *port, struct batch *batch, int i)
 }
 
 /*
- * Divide the super message: each of its messages goes to the inbox.  What the rule does not divide,
- * since another program has delineated it, goes there as what was cut does.
+ * Divide a super message, from super_at on: each of its messages goes to the inbox.  What the rule
+ * does not divide, since another program has delineated it, goes there as what was cut does.
  */
-static int port_divide(Port *port)
+static int port_divide(Port *port, const char *data, size_t size)
 {
 	const struct bpf_insn *rule = (const struct bpf_insn *)PyBytes_AsString(port->rule);
-	const char *data = PyBytes_AsString(port->super);
-	size_t size = PyBytes_Size(port->super), used;
 	uint32_t lengths[DIVIDED];
+	int each = 0;
 
-	port->each = 0;
 	do {
 		const char *at = data + port->super_at;
-		size_t count = pykcm_divide(rule, at, size - port->super_at, lengths, DIVIDED, &used);
+		size_t left = size - port->super_at, used;
+		size_t count = pykcm_divide(rule, at, left, lengths, DIVIDED, &used);
 
 		if (queue_reserve(&port->inbox, count + 1) < 0)
 			return -1;
-		if (count == 1 && used == size) {
-			queue_push(&port->inbox, Py_NewRef(port->super));
-			port->super_at = size;
-		}
-		for (size_t i = 0; i < count && port->super_at < size; i++) {
-			PyObject *item = PyBytes_FromStringAndSize(data + port->super_at, lengths[i]);
+		for (size_t i = 0; i < count; i++) {
+			PyObject *item = PyBytes_FromStringAndSize(at, lengths[i]);
 
 			if (!item)
 				return -1;
 			queue_push(&port->inbox, item);
 			port->super_at += lengths[i];
+			at += lengths[i];
 		}
 		if (!count) {
-			PyObject *item = PyByteArray_FromStringAndSize(at, size - port->super_at);
+			PyObject *item = PyByteArray_FromStringAndSize(at, left);
 
 			if (!item)
 				return -1;
 			queue_push(&port->inbox, item);
 			port->super_at = size;
 		}
-		port->each += count;
+		each += count;
 	} while (port->super_at < size);
+	port->super_at = 0;
+	port->each = each > 0 ? each : 1;
+	return 0;
+}
+
+/* Divide a super message that the kernel handed out in parts. */
+static int port_divide_parts(Port *port)
+{
+	if (port_divide(port, PyBytes_AsString(port->super), PyBytes_Size(port->super)) < 0)
+		return -1;
 	Py_CLEAR(port->super);
+	return 0;
+}
+
+/* Message i of a batch to the inbox, or to the part that it goes on with. */
+static int port_convert_one(Port *port, struct batch *batch, int i)
+{
+	PyObject *item;
+
+	if (port->rule && !port->part && !batch->objects[i] && batch_ends(batch, i))
+		return port_divide(port, batch->memory + i * batch->room, batch_length(batch, i));
+	if (queue_reserve(&port->inbox, 1) < 0 || !(item = port_message(port, batch, i)))
+		return -1;
+	if (!batch_ends(batch, i) && batch->parts) {
+		REPLACE(port->part, item); /* more of it comes with the next */
+		return 0;
+	}
+	Py_CLEAR(port->part);
+	if (port->rule && PyBytes_CheckExact(item))
+		port->super = item;
+	else
+		queue_push(&port->inbox, item);
 	return 0;
 }
 
@@ -480,34 +510,20 @@ static int port_convert(Port *port)
 {
 	struct batch *batch;
 
-	if (port->super && port_divide(port) < 0)
-		return -1;
-	while ((batch = port->pending)) {
-		if (queue_reserve(&port->inbox, batch->count - batch->at) < 0)
+	while (port_has_more(port)) {
+		if (port->super && port_divide_parts(port) < 0)
 			return -1;
-		for (; batch->at < batch->count; batch->at++) {
-			PyObject *item = port_message(port, batch, batch->at);
-
-			if (!item)
+		if (!(batch = port->pending))
+			break;
+		while (batch->at < batch->count && !port->super) {
+			if (port_convert_one(port, batch, batch->at) < 0)
 				return -1;
-			if (!batch_ends(batch, batch->at) && batch->parts) {
-				REPLACE(port->part, item); /* more of it comes with the next */
-				continue;
-			}
-			Py_CLEAR(port->part);
-			if (!port->rule || !PyBytes_CheckExact(item)) {
-				queue_push(&port->inbox, item);
-				continue;
-			}
-			port->super = item;
-			port->super_at = 0;
-			if (port_divide(port) < 0) {
-				batch->at++;
-				return -1;
-			}
+			batch->at++;
 		}
-		port->pending = batch->next;
-		batch_spare(batch);
+		if (batch->at == batch->count) {
+			port->pending = batch->next;
+			batch_spare(batch);
+		}
 	}
 	return 0;
 }
@@ -574,7 +590,7 @@ static int port_fetch(Port *port, int count, size_t room)
 {
 	struct batch *batch, **link;
 	int received, number, objects = 0, fd = port->fd;
-	size_t expected = port->expected < room ? port->expected : 0;
+	size_t expected = port->expected < room && !port->rule ? port->expected : 0;
 
 	if (fd < 0) {
 		raise_error("receive", EBADF);
@@ -783,12 +799,13 @@ static PyObject *join(PyObject *list, int most, PyObject **ends)
 	*ends = PyBytes_FromStringAndSize(NULL, count * sizeof(Py_ssize_t));
 	if (!joined || !*ends)
 		goto failed;
-	for (Py_ssize_t first = 0, next, size; first < count; first = next) {
+	for (Py_ssize_t first = 0, next, size, longest; first < count; first = next) {
 		size = PyBytes_Size(PyList_GetItem(list, first));
+		longest = size > WORTH_JOINING ? size : JOINED;
 		for (next = first + 1; next < count && next - first < most; next++) {
 			Py_ssize_t more = PyBytes_Size(PyList_GetItem(list, next));
 
-			if (size > JOINED || more > JOINED - size)
+			if (more > WORTH_JOINING || more > longest - size)
 				break;
 			size += more;
 		}

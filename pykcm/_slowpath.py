@@ -25,7 +25,7 @@ _LARGEST_INT = (1 << 31) - 1
 # Plain numbers: an operation on socket's flags makes an enum member each time.
 _DONTWAIT, _PEEK, _MORE = 0x40, 0x2, 0x8000
 _MSG_BATCH = 0x40000
-_JOINED = 1 << 16  # the longest super message that is sent, unless it is a single message
+_JOINED, _WORTH_JOINING = 1 << 16, 4096
 _OWN = object()  # the socket's own time-out
 
 
@@ -335,8 +335,12 @@ def _join(messages: list[bytes], most: int) -> tuple[list[bytes], list[int]]:
     joined, ends, first = [], [], 0
     while first < len(messages):
         end, size = first + 1, len(messages[first])
-        while end < min(len(messages), first + most) and size + len(messages[end]) <= _JOINED:
-            size += len(messages[end])
+        longest = size if size > _WORTH_JOINING else _JOINED
+        while end < min(len(messages), first + most):
+            more = len(messages[end])
+            if more > _WORTH_JOINING or size + more > longest:
+                break
+            size += more
             end += 1
         joined.append(b"".join(messages[first:end]))
         ends.append(end)

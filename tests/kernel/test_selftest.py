@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -27,6 +28,10 @@ RESULT = re.compile(
 )
 
 
+# Groups of checks that stand for all where it is not the kernel that is tested.
+FEW = "^(sockets|attach|transmit)"
+
+
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
         [*KCM, *arguments], capture_output=True, text=True, check=False, **options
@@ -38,8 +43,19 @@ def report() -> subprocess.CompletedProcess[str]:
     return run("--expect-known", "--jobs", "2")
 
 
+@functools.cache
 def listed() -> list[str]:
     return run("--list").stdout.split()
+
+
+def results(report: str) -> list[tuple[str, str]]:
+    """The checks of a report in KTAP, and whether each is ok."""
+    return [
+        (found[3], found[1])
+        for block in ktap.blocks(report)
+        for line in block.splitlines()
+        if (found := RESULT.fullmatch(line))
+    ]
 
 
 def test_the_kernel_behaves_as_the_table_says(report: subprocess.CompletedProcess[str]) -> None:
@@ -132,14 +148,26 @@ def test_exported(tmp_path: Path, report: subprocess.CompletedProcess[str]) -> N
     file = tmp_path / "kcm.pyz"
     assert run("--export", str(file)).returncode == 0
     result = subprocess.run(
-        [sys.executable, "-I", "-S", str(file), "--expect-known", "--jobs", "2"],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            str(file),
+            "--expect-known",
+            "--jobs",
+            "2",
+            "--filter",
+            f"/{FEW}/",
+        ],
         capture_output=True,
         text=True,
         check=False,
         cwd="/",
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.splitlines()[-1] == report.stdout.splitlines()[-1]
+    same = [each for each in results(report.stdout) if re.match(FEW, each[0])]
+    assert results(result.stdout) == same
+    assert len(same) > 50
 
 
 def test_json(report: subprocess.CompletedProcess[str]) -> None:
