@@ -41,7 +41,8 @@ def odd(random: random.Random, *usual: Any) -> Any:
 def payload(random: random.Random) -> Any:
     size = random.choice((0, 1, 5, 99, 100, 101, 500, 8191, 8192, 8193, 9000, 9000, 20000))
     kind = random.choice((bytes, bytes, bytes, bytearray, memoryview))
-    return kind(random.randbytes(size))
+    # Now and then of messages that RULES divide.
+    return kind(random.choice((random.randbytes(size), b"\0\1x" * (size // 3))))
 
 
 def one_call(random: random.Random, owner: Any, peer: socket.socket) -> None:
@@ -78,6 +79,8 @@ def one_call(random: random.Random, owner: Any, peer: socket.socket) -> None:
         case 13:
             port.ahead = random.choice((0, 1, 3, 64))
             port.keeps_rest = random.random() < 0.1
+            if random.random() < 0.3:
+                port.set_rule(odd(random, *RULES), odd(random, 1, 7, 64))
         case 14:
             port.pull()
             port.push()
@@ -148,12 +151,19 @@ def round_of(random: random.Random, own: Any, path: Any) -> int:
     return calls
 
 
+# What divides super messages; made when pykcm can be imported.
+RULES: list[bytes] = []
+
+
 def main(seconds: float = 10, seed: int | None = None, *files: str) -> None:
     for name, file in zip(("pykcm._fastpath", "pykcm._native"), files, strict=False):
         use(name, file)
     from pykcm import _fastpath
+    from pykcm.framing import Delimiter, FixedLength, LengthField
     from tests.unit.port_owner import own
 
+    framings = (LengthField(size=2), FixedLength(3), Delimiter(b"x"))
+    RULES[:] = [framing.memory_program() for framing in framings]
     seed = int.from_bytes(os.urandom(4), "big") if seed is None else seed
     print(f"seed {seed}", flush=True)
     sys.setswitchinterval(1e-4)
