@@ -27,12 +27,15 @@ UNIT_TESTS = ["pytest", "tests/unit"]
 # They use no Hypothesis, and loading it takes seconds in an emulated guest.
 KERNEL_TESTS = ["pytest", "-p", "no:hypothesispytest", "tests/kernel"]
 
+# Processes that share the unit tests.
+WORKERS = str(min(os.cpu_count() or 1, 4))
+
 # Exit statuses of pytest.
 PYTEST_USAGE_ERROR, PYTEST_NO_TESTS = 4, 5
 
 # Each part's command; its last word is what is tested if nothing is named.
 PARTS = {
-    "unit": [str(ROOT / ".venv/bin/python"), "-m", *UNIT_TESTS],
+    "unit": [str(ROOT / ".venv/bin/python"), "-m", UNIT_TESTS[0], "-n", WORKERS, *UNIT_TESTS[1:]],
     "kernel": ["ci/run-kcm", *KERNEL_TESTS],
 }
 USAGE = """\

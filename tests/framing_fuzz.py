@@ -16,7 +16,7 @@ import sys
 import time
 
 from pykcm import bpf, protocols
-from pykcm._offset import NONE
+from pykcm._offset import NONE, Strategy
 from pykcm.errors import FramingDefinitionError, FramingError
 from pykcm.framing import Delimiter, FixedLength, Framing, Layout, LengthField, Varint
 from pykcm.framing.base import SteppedFraming
@@ -42,15 +42,9 @@ DATA_EACH = 100
 ROOM = 3000
 
 
-class BatchCode(Delineator):
+def batch_code(framing: Framing, batch: int, strategy: Strategy) -> Delineator:
     """A program for several messages, run in C."""
-
-    def __init__(self, framing: Framing, batch: int, strategy: object) -> None:
-        class Batched:
-            def assembly(self, _: object) -> str:
-                return framing.assembly(strategy, batch)  # type: ignore[arg-type]
-
-        super().__init__(Batched())  # type: ignore[arg-type]
+    return Delineator(bpf.assemble(framing.assembly(strategy, batch)))
 
 
 def field(rng: random.Random, near: int = 12) -> Field:
@@ -227,7 +221,7 @@ def run(cases: int, seed: int) -> collections.Counter[str]:
             outcomes["batches too large"] += 1
             number += 1
             continue
-        in_c, many_in_c = Delineator(framing), BatchCode(framing, batch, strategy)
+        in_c, many_in_c = Delineator(framing), batch_code(framing, batch, strategy)
         with one, many:
             for _ in range(DATA_EACH):
                 data = make_data(rng, framing)
