@@ -24,7 +24,7 @@ bench: ## what a message and the assembler cost
 		messages asynchronous round_trips transports memory attaching
 
 container: ## the tests in a container
-	@ci/container
+	@ci/container $(ARGS)
 
 shell: ## a shell where KCM works
 	@ci/run-kcm bash --norc $(ARGS)

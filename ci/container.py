@@ -1,4 +1,4 @@
-"""The tests in a container: `make container`.
+"""The tests in a container: `make container`, with ARGS what `ci/test` is given.
 
 Where this host's kernel has KCM the container is privileged and tests that kernel. Elsewhere it
 needs no privilege: it boots the kernel that is in its image and runs the kernel tests there.
@@ -39,7 +39,11 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 RESULTS = REPORTS / "container"
 # The module may not be loaded yet; whether KCM then works is ci/run-kcm's to find out. A container
 # has a mount point for pinned programs, but nothing there.
-NATIVELY = "modprobe kcm; mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf; exec ci/test"
+NATIVELY = """\
+modprobe kcm
+mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+exec ci/test "$@"
+"""
 START_SECONDS = 60  # for an engine to answer, or a registry
 
 
@@ -164,18 +168,19 @@ def host_has_kcm() -> bool:
         return modules.exists() and "/kcm.ko" in modules.read_text(encoding="utf-8")
 
 
-def privileges() -> dict[str, Any]:
+def privileges(tests: list[str]) -> dict[str, Any]:
     """How the container is to be run on this host, said and why."""
     if host_has_kcm():
         say(f"this host's kernel {platform.release()} has KCM: privileged, on that kernel")
         modules = {"/lib/modules": {"bind": "/lib/modules", "mode": "ro"}}
-        return {"privileged": True, "volumes": modules, "command": ["sh", "-c", NATIVELY]}
+        command = ["sh", "-c", NATIVELY, "sh", *tests]
+        return {"privileged": True, "volumes": modules, "command": command}
     say(
         f"this host's kernel {platform.release()} has no KCM: without privilege, "
         "on the kernel in the image; so the kernel tests alone, since the unit tests load BPF "
         "programs, which takes privilege"
     )
-    return {"command": ["ci/test", "kernel"]}
+    return {"command": ["ci/test", *(tests or ["kernel"])]}
 
 
 def fetch_results(container: Any) -> int:
@@ -191,9 +196,9 @@ def fetch_results(container: Any) -> int:
     return sum(executed(report) for report in RESULTS.glob("*.xml"))
 
 
-def run(client: docker.DockerClient, network: str | None) -> int:
+def run(client: docker.DockerClient, network: str | None, asked: list[str]) -> int:
     """Run the tests in a container, which is removed in any case; their exit status."""
-    container = client.containers.create(IMAGE, network_mode=network, **privileges())
+    container = client.containers.create(IMAGE, network_mode=network, **privileges(asked))
     try:
         container.start()
         for piece in container.logs(stream=True, follow=True):
@@ -220,11 +225,11 @@ def main() -> int:
         if client:
             provide_base(client)
             build(client, None)
-            return run(client, None)
+            return run(client, None, sys.argv[1:])
         with own_engine() as client:
             provide_base(client)
             build(client, "host")
-            return run(client, "host")
+            return run(client, "host", sys.argv[1:])
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -69,7 +69,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 
 
 def run(engine: Any) -> int:
-    return container.run(engine, None)
+    return container.run(engine, None, [])
 
 
 def test_reports_come_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
