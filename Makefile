@@ -18,10 +18,9 @@ test: ## every test: the unit tests here, the kernel tests where there is KCM
 matrix: ## the selftest and the kernel tests on four kernel series, with ALL=1 on all
 	@ci/matrix $${ALL:+--all} $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
-bench: ## what a message and the assembler cost
+bench: ## what a message and the assembler cost; writes docs/performance.md
 	@ci/setup && .venv/bin/python bench/assembler.py $(ARGS) && .venv/bin/python bench/core.py imports
-	@ci/vm --icount --cpus 1 -- env PYTHONPATH=. python bench/core.py \
-		messages asynchronous round_trips transports memory attaching
+	@ci/vm --icount --cpus 1 -- env PYTHONPATH=. python bench/performance.py
 
 container: ## the tests in a container
 	@ci/container $(ARGS)

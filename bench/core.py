@@ -434,13 +434,18 @@ SECTIONS: dict[str, Callable[[], list[Row]]] = {
 }
 
 
+def raise_descriptor_limit() -> None:
+    """Have room for a thousand connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+
+
 def main(sections: dict[str, Callable[[], list[Row]]]) -> None:
     parser = argparse.ArgumentParser(description="What a message costs, in ratios.")
     parser.add_argument("sections", nargs="*", choices=[*sections, []], metavar="SECTION")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+    raise_descriptor_limit()
     rows: list[Row] = []
     for name in arguments.sections or sections:
         print(f"{name} ...", file=sys.stderr, flush=True)
