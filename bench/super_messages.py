@@ -56,24 +56,29 @@ def many(mux: pykcm.Multiplexor) -> Receive:
     return receive
 
 
+def split(data: bytes) -> tuple[list[bytes], bytes]:
+    """The tuned splitter: lengths by int.from_bytes, slices of bytes; and what is left."""
+    from_bytes = int.from_bytes
+    at, end = 0, len(data)
+    messages = []
+    while end - at >= 4:
+        after = at + 4 + from_bytes(data[at : at + 4], "big")
+        if after > end:
+            break
+        messages.append(data[at:after])
+        at = after
+    return messages, data[at:]
+
+
 def splitter(tcp: socket.socket) -> Receive:
-    """The tuned splitter: one recv of what is there, lengths by int.from_bytes, slices of bytes."""
+    """One recv of what is there at a time."""
     left = b""
 
     def receive(count: int) -> int:
         nonlocal left
-        recv, from_bytes = tcp.recv, int.from_bytes
         while count > 0:
-            data = left + recv(1 << 18) if left else recv(1 << 18)
-            at, end = 0, len(data)
-            messages = []
-            while end - at >= 4:
-                after = at + 4 + from_bytes(data[at : at + 4], "big")
-                if after > end:
-                    break
-                messages.append(data[at:after])
-                at = after
-            left = data[at:]
+            data = tcp.recv(1 << 18)
+            messages, left = split(left + data if left else data)
             count -= len(messages)
         return count
 
