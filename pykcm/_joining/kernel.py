@@ -1,0 +1,168 @@
+"""Which socket stands behind each line of /proc/net/kcm, as the kernel's memory has it.
+
+The lines have no inode numbers.  The kernel's lists, which the file is made of, lead to them.
+Source: include/net/kcm.h, net/kcm/kcmproc.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pykcm import _kernel
+from pykcm._joining.btf import Types
+from pykcm._joining.memory import Memory
+from pykcm.errors import KCMError
+
+# More objects than a kernel has in a list: it was changed while it was followed.
+_LIMIT = 1 << 18
+
+
+class Member(NamedTuple):
+    """A KCM socket or a psock: where it lies in memory, its index, its socket's inode number.
+
+    The number is 0 for a socket that is just being closed.
+    """
+
+    address: int
+    index: int
+    inode: int
+
+
+class Multiplexor(NamedTuple):
+    """A multiplexor, with what it has."""
+
+    address: int
+    sockets: tuple[Member, ...]
+    psocks: tuple[Member, ...]
+
+
+class Obstacle(Exception):
+    """Why the kernel's memory does not tell; the text says what would have to be done."""
+
+
+class Lists:
+    """The kernel's lists of this network namespace.
+
+    Raises:
+        Obstacle: this process may not follow them, or the kernel does not describe its types.
+    """
+
+    def __init__(self) -> None:
+        try:
+            types = Types("kcm")
+            self._offsets = {name: types.offset(*name.split()) for name in _OFFSETS}
+        except (OSError, ValueError, LookupError) as error:
+            raise Obstacle(f"the kernel does not describe its types ({error})") from error
+        try:
+            self._memory = Memory()
+        except KCMError as error:
+            raise Obstacle(
+                "reading the kernel's lists takes root, or CAP_BPF and CAP_PERFMON, "
+                f"and no lockdown ({str(error).splitlines()[0]})"
+            ) from error
+        try:
+            self._head = self._find()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._memory.close()
+
+    def multiplexors(self) -> list[Multiplexor]:
+        """All multiplexors, in the order of /proc/net/kcm.
+
+        Raises:
+            BlockingIOError: a list was changed while it was followed.
+        """
+        return [
+            Multiplexor(
+                mux,
+                tuple(self._sockets(mux)),
+                tuple(self._psocks(mux)),
+            )
+            for mux in self._list(self._head, "kcm_mux kcm_mux_list")
+        ]
+
+    def _sockets(self, mux: int) -> Iterator[Member]:
+        head = mux + self._offsets["kcm_mux kcm_socks"]
+        for kcm in self._list(head, "kcm_sock kcm_sock_list"):
+            self._expect(kcm + self._offsets["kcm_sock mux"], mux)
+            index = self._memory.word(kcm + self._offsets["kcm_sock index"])
+            yield Member(kcm, index, self._inode(kcm + self._offsets["kcm_sock sk"]))
+
+    def _psocks(self, mux: int) -> Iterator[Member]:
+        head = mux + self._offsets["kcm_mux psocks"]
+        for psock in self._list(head, "kcm_psock psock_list"):
+            self._expect(psock + self._offsets["kcm_psock mux"], mux)
+            index = self._memory.word(psock + self._offsets["kcm_psock index"])
+            sk = self._memory.long(psock + self._offsets["kcm_psock sk"])
+            yield Member(psock, index, self._inode(sk))
+
+    def _list(self, head: int, link: str) -> Iterator[int]:
+        """The objects of a list, by where its links lie in them."""
+        at = self._memory.long(head)
+        for _ in range(_LIMIT):
+            if at == head:
+                return
+            if not at:
+                break
+            yield at - self._offsets[link]
+            at = self._memory.long(at)
+        raise BlockingIOError(errno.EAGAIN, "a list of the kernel was changed while it was read")
+
+    def _expect(self, address: int, value: int) -> None:
+        if self._memory.long(address) != value:
+            raise BlockingIOError(errno.EAGAIN, "an object of the kernel went while it was read")
+
+    def _inode(self, sk: int) -> int:
+        socket = self._memory.long(sk + self._offsets["sock sk_socket"])
+        if not socket:
+            return 0
+        inode = socket + self._offsets["socket_alloc vfs_inode"]
+        return self._memory.long(inode + self._offsets["inode i_ino"])
+
+    def _find(self) -> int:
+        """The head of the list of multiplexors, by a KCM socket of our own.
+
+        That is made once, and closed again: its multiplexor is seen by others for a moment.
+        """
+        with _kernel.open_socket() as kcm:
+            peek, at = self._memory.long, self._offsets
+            files = peek(at["task_struct files"])  # a small address: of the running task
+            table = peek(peek(files + at["files_struct fdt"]) + at["fdtable fd"])
+            file = peek(table + 8 * kcm.fileno())
+            socket = peek(file + at["file private_data"])
+            mux = peek(peek(socket + at["socket sk"]) + at["kcm_sock mux"])
+            head = peek(mux + at["kcm_mux knet"]) + at["kcm_net mux_list"]
+            if mux not in self._list(head, "kcm_mux kcm_mux_list"):
+                raise Obstacle("the kernel's lists are not where its types say")
+        return head
+
+
+# What is looked up: a struct and a member of it.
+_OFFSETS = (
+    "task_struct files",
+    "files_struct fdt",
+    "fdtable fd",
+    "file private_data",
+    "socket sk",
+    "sock sk_socket",
+    "socket_alloc vfs_inode",
+    "inode i_ino",
+    "kcm_net mux_list",
+    "kcm_mux kcm_mux_list",
+    "kcm_mux knet",
+    "kcm_mux kcm_socks",
+    "kcm_mux psocks",
+    "kcm_sock sk",
+    "kcm_sock mux",
+    "kcm_sock index",
+    "kcm_sock kcm_sock_list",
+    "kcm_psock sk",
+    "kcm_psock mux",
+    "kcm_psock index",
+    "kcm_psock psock_list",
+)
