@@ -42,7 +42,7 @@ class Types:
             for field in fields:
                 number, _, bits = struct.unpack_from("=III", types, field)
                 if number in wanted:
-                    return (bits & 0xFFFFFF) // 8
+                    return int(bits & 0xFFFFFF) // 8
         raise LookupError(f"this kernel has no struct {name} with a member {member}")
 
     def _numbers(self, name: str) -> Iterator[int]:

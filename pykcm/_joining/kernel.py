@@ -26,7 +26,7 @@ class Member(NamedTuple):
     """
 
     address: int
-    index: int
+    index: int  # type: ignore[assignment]  # in place of tuple's method
     inode: int
 
 
@@ -38,7 +38,7 @@ class Multiplexor(NamedTuple):
     psocks: tuple[Member, ...]
 
 
-class Obstacle(Exception):
+class Obstacle(Exception):  # noqa: N818 - not an error, but a fact to tell
     """Why the kernel's memory does not tell; the text says what would have to be done."""
 
 
