@@ -1,6 +1,7 @@
 """The TCP connections of this network namespace.
 
-They come from sock_diag(7), or from /proc/net/tcp where that is missing.  Both tell everything to everybody.
+They come from sock_diag(7), or from /proc/net/tcp where that is missing: both tell everybody
+everything.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from pykcm._joining.connections import Connection
 from pykcm._joining.processes import Holder, Holders
 from pykcm._joining.rates import with_rates
 from pykcm._joining.views import Look, Multiplexor, Socket, Transport
+from pykcm.errors import UnavailableError
 
 _ATTEMPTS = 5
 _CHANGED = "it was attached or unattached during the look"
@@ -42,13 +43,21 @@ class Observer:
         """Look, and count rates from the look before.
 
         Raises:
-            UnavailableError: the kcm module is not loaded (any longer).
+            UnavailableError: the kcm module is not loaded.  Where it was at an earlier look, there
+                is one that finds nothing instead.
             KCMOSError: a file of /proc can't be read, or is damaged.
             OSError: /proc is not mounted, or shows no TCP connections.
         """
-        totals = statistics.totals()
         clock, now = time.monotonic(), time.time()
-        muxes, members, notes = self._read()
+        try:
+            totals = statistics.totals()
+            muxes, members, notes = self._read()
+        except UnavailableError as error:
+            if self._before is None:
+                raise
+            self.close()
+            self._before = Look(now, clock, statistics.Totals({}, {}), (), (str(error),))
+            return self._before
         tcp = connections.connections() if any(mux.psocks for mux in muxes) else {}
         holders = Holders()
         if members:

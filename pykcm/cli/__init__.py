@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": "Send messages through a real KCM and count what arrives.",
     "selftest": "Check the kernel's KCM against its documentation; a report in KTAP.",
+    "stat": "Show multiplexors, sockets, transports, and the processes that hold them.",
 }
 
 
