@@ -51,8 +51,8 @@ class Types:
         for _, strings in self._sections:
             place = strings.find(b"\0" + name.encode() + b"\0")
             if place >= 0:
-                yield base + place + 1
-            base += len(strings)
+                yield base + place
+            base += len(strings) - 1
 
     def _structs(self, name: str) -> Iterator[tuple[bytes, range]]:
         """The types' bytes, and where the members of a struct of this name begin."""
@@ -74,11 +74,11 @@ def _read(name: str) -> bytes:
 
 
 def _sections(raw: bytes) -> tuple[bytes, bytes]:
-    """The bytes of the types, and of the strings."""
+    """The bytes of the types, and of the strings with a zero before the first."""
     if len(raw) < _HEADER.size:
         raise ValueError("the kernel's description of its types is cut short")
     magic, version, _, header, types, types_size, strings, strings_size = _HEADER.unpack_from(raw)
     if magic != _MAGIC or version != 1:
         raise ValueError("the kernel's description of its types is of an unknown form")
     types, strings = header + types, header + strings
-    return raw[types : types + types_size], raw[strings : strings + strings_size]
+    return raw[types : types + types_size], b"\0" + raw[strings : strings + strings_size]

@@ -40,7 +40,7 @@ def render(look: Look, width: int, sort: str = "number") -> Group:
         width: of the screen, in columns.
         sort: one of `SORTS`; what is more comes first, but for the numbers.
     """
-    parts: list[RenderableType] = [_title(look), _flow("", look.totals.psocks, look.rates)]
+    parts: list[RenderableType] = [_title(look), _flow(look.totals.psocks, look.rates)]
     parts.append(_troubles(look))
     for mux in look.multiplexors:
         parts += [Text(), _heading(mux)]
@@ -73,6 +73,11 @@ def number(value: float | None) -> str:
     return "huge"
 
 
+def _octets(value: float | None) -> str:
+    text = number(value)
+    return f"{text} B" if text[-1] in "-0123456789" else f"{text[:-1]} {text[-1]}B"
+
+
 def _key(row: Transport, sort: str) -> tuple[float, int]:
     if sort == "received":
         value = row.rates["rx_bytes"] if row.rates else row.counts.rx_bytes or 0
@@ -95,17 +100,17 @@ def _title(look: Look) -> Text:
     return Text(f"KCM: {', '.join(_many(*count) for count in counts)}; {when}", "bold")
 
 
-def _flow(lead: str, counts: dict[str, int], rates: Rates | None) -> Text:
+def _flow(counts: dict[str, int], rates: Rates | None) -> Text:
     """How much was received and sent."""
     words = []
     for verb, side in (("received", "rx"), ("sent", "tx")):
         messages, octets = counts.get(f"{side}_messages"), counts.get(f"{side}_bytes")
-        text = f"{verb} {number(messages)} messages, {number(octets)}B"
+        text = f"{verb} {number(messages)} messages, {_octets(octets)}"
         if rates:
             text += f" ({number(rates.get(f'{side}_messages'))}/s, "
-            text += f"{number(rates.get(f'{side}_bytes'))}B/s)"
+            text += f"{_octets(rates.get(f'{side}_bytes'))}/s)"
         words.append(text)
-    return Text(lead + "; ".join(words))
+    return Text("; ".join(words))
 
 
 def _troubles(look: Look) -> Text:
