@@ -30,7 +30,6 @@ _PSOCK_COUNTERS = {
     "tx_bytes": ("kcm_sent_bytes", "Bytes handed to TCP."),
     "reserved": ("kcm_transport_reservations", "Times a socket reserved a transport to send."),
     "unreserved": ("kcm_transport_releases", "Times a socket gave a transport back."),
-    "rx_interrupted": ("kcm_receive_interruptions", "Messages that arrived in several pieces."),
     "rx_need_more_header": (
         "kcm_receive_incomplete_headers",
         "Times that a message's length could not be told yet.",
@@ -52,6 +51,7 @@ _MULTIPLEXOR_COUNTERS = {
 }
 _RECEIVE_ERRORS = {
     "rx_aborts": "aborted",
+    "rx_interrupted": "refused_header",
     "rx_unrecoverable": "unrecoverable",
     "rx_memory_failures": "no_memory",
     "rx_bad_length": "bad_length",

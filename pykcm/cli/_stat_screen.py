@@ -19,6 +19,7 @@ _NARROW = 70
 SORTS = ("number", "received", "sent", "queue")
 
 _TROUBLES = {
+    "rx_interrupted": "refused header",
     "rx_unrecoverable": "unrecoverable",
     "rx_memory_failures": "without memory",
     "rx_bad_length": "bad length",
