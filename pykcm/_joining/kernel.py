@@ -15,9 +15,6 @@ from pykcm._joining.btf import Types
 from pykcm._joining.memory import Memory
 from pykcm.errors import KCMError
 
-# More objects than a kernel has in a list: it was changed while it was followed.
-_LIMIT = 1 << 18
-
 
 class Member(NamedTuple):
     """A KCM socket or a psock: where it lies in memory, its index, its socket's inode number.
@@ -103,12 +100,12 @@ class Lists:
 
     def _list(self, head: int, link: str) -> Iterator[int]:
         """The objects of a list, by where its links lie in them."""
+        seen: set[int] = set()
         at = self._memory.long(head)
-        for _ in range(_LIMIT):
+        while at and at not in seen:
             if at == head:
                 return
-            if not at:
-                break
+            seen.add(at)
             yield at - self._offsets[link]
             at = self._memory.long(at)
         raise BlockingIOError(errno.EAGAIN, "a list of the kernel was changed while it was read")
@@ -137,7 +134,11 @@ class Lists:
             socket = peek(file + at["file private_data"])
             mux = peek(peek(socket + at["socket sk"]) + at["kcm_sock mux"])
             head = peek(mux + at["kcm_mux knet"]) + at["kcm_net mux_list"]
-            if mux not in self._list(head, "kcm_mux kcm_mux_list"):
+            try:
+                found = mux in self._list(head, "kcm_mux kcm_mux_list")
+            except BlockingIOError:
+                found = False
+            if not found:
                 raise Obstacle("the kernel's lists are not where its types say")
         return head
 

@@ -86,7 +86,7 @@ class Observer:
         if not self._lists and not self._obstacle:
             try:
                 self._lists = kernel.Lists()
-            except (kernel.Obstacle, BlockingIOError) as error:
+            except kernel.Obstacle as error:
                 self._obstacle = str(error)
         if not self._lists:
             return muxes, None, [f"joined by counts alone: {self._obstacle}"]

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+from types import SimpleNamespace
 
 import pytest
 
@@ -241,6 +242,27 @@ def test_where_members_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, member in (("sock", "index"), ("none", "mux"), ("sock", "none")):
         with pytest.raises(LookupError, match=member):
             types.offset(name, member)
+
+
+@pytest.mark.parametrize(
+    ("memory", "found"),
+    [
+        ({1000: 1000}, []),
+        ({1000: 1108, 1108: 1208, 1208: 1000}, [1100, 1200]),
+        # An object was put into another list, or let go.
+        ({1000: 1108, 1108: 1208, 1208: 1108}, None),
+        ({1000: 1108, 1108: 0}, None),
+    ],
+)
+def test_following_a_list(memory: dict[int, int], found: list[int] | None) -> None:
+    lists = kernel.Lists.__new__(kernel.Lists)
+    lists._memory = SimpleNamespace(long=memory.__getitem__)  # type: ignore[assignment]
+    lists._offsets = {"link": 8}
+    if found is None:
+        with pytest.raises(BlockingIOError):
+            list(lists._list(1000, "link"))
+    else:
+        assert list(lists._list(1000, "link")) == found
 
 
 @pytest.mark.parametrize("raw", [b"", bytes(24), bytes(1000)])
