@@ -7,13 +7,16 @@ Source: include/net/kcm.h, net/kcm/kcmproc.c.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pykcm import _kernel
 from pykcm._joining.btf import Types
 from pykcm._joining.memory import Memory
 from pykcm.errors import KCMError
+
+
+_ATTEMPTS = 3
 
 
 class Member(NamedTuple):
@@ -71,15 +74,13 @@ class Lists:
     def multiplexors(self) -> list[Multiplexor]:
         """All multiplexors, in the order of /proc/net/kcm.
 
+        Of what a multiplexor has some may be missing, while others come and go.
+
         Raises:
-            BlockingIOError: a list was changed while it was followed.
+            BlockingIOError: the list of multiplexors was changed while it was followed.
         """
         return [
-            Multiplexor(
-                mux,
-                tuple(self._sockets(mux)),
-                tuple(self._psocks(mux)),
-            )
+            Multiplexor(mux, _longest(self._sockets, mux), _longest(self._psocks, mux))
             for mux in self._list(self._head, "kcm_mux kcm_mux_list")
         ]
 
@@ -141,6 +142,20 @@ class Lists:
             if not found:
                 raise Obstacle("the kernel's lists are not where its types say")
         return head
+
+
+def _longest(follow: Callable[[int], Iterator[Member]], mux: int) -> tuple[Member, ...]:
+    """The whole list, or the most that was found of it in some attempts."""
+    longest: list[Member] = []
+    for _ in range(_ATTEMPTS):
+        found = []
+        try:
+            for member in follow(mux):
+                found.append(member)  # noqa: PERF402 - it may be cut short
+            return tuple(found)
+        except BlockingIOError:
+            longest = max(found, longest, key=len)
+    return tuple(longest)
 
 
 # What is looked up: a struct and a member of it.

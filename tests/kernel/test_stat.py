@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
@@ -211,12 +212,13 @@ def test_churn() -> None:
     child = FORK.Process(target=churn, args=(its,), daemon=True)
     child.start()
     pid, local = mine.recv()
-    looks, joined, unjoined = 0, 0, 0
+    looks, joined, reasons = 0, 0, Counter[str]()
     try:
         with look.Observer() as observer:
             while not mine.poll(0):
                 found = observer.look()
                 looks += 1
+                reasons.update(found.notes)
                 for mux in found.multiplexors:
                     if pid not in [holder.pid for holder in mux.processes]:
                         continue
@@ -224,8 +226,8 @@ def test_churn() -> None:
                     assert len(names) == len(set(names))
                     for row in mux.transports:
                         if row.connection is None:
-                            unjoined += 1
                             assert row.reason
+                            reasons[row.reason] += 1
                         elif row.join == "kernel":
                             place = local.index(row.connection.local)
                             assert row.counts.rx_bytes in (0, 100 + place)
@@ -239,7 +241,7 @@ def test_churn() -> None:
         if child.is_alive():
             child.kill()
     assert child.exitcode == 0
-    print(f"{looks} looks, {joined} transports joined, {unjoined} not")
+    print(f"{looks} looks, {joined} transports joined, not others: {dict(reasons)}")
     assert looks > 3
     # What stays is joined in every look but those during which the process began and ended.
     assert joined >= STABLE * (looks - 3)

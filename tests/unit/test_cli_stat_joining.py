@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -263,6 +264,19 @@ def test_following_a_list(memory: dict[int, int], found: list[int] | None) -> No
             list(lists._list(1000, "link"))
     else:
         assert list(lists._list(1000, "link")) == found
+
+
+def test_what_was_found_before_a_list_was_changed() -> None:
+    """The others are looked for once more; what was found stays found."""
+    lengths = [1, 3, 2]
+
+    def follow(mux: int) -> Iterator[kernel.Member]:
+        for index in range(lengths.pop()):
+            yield kernel.Member(mux, index, 500 + index)
+        raise BlockingIOError
+
+    assert [member.index for member in kernel._longest(follow, 7)] == [0, 1, 2]
+    assert lengths == []
 
 
 @pytest.mark.parametrize("raw", [b"", bytes(24), bytes(1000)])
