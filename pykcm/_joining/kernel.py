@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pykcm import _kernel
 from pykcm._joining.btf import Types
 from pykcm._joining.memory import Memory
 from pykcm.errors import KCMError
 
-
 _ATTEMPTS = 3
 
 
-class Member(NamedTuple):
-    """A KCM socket or a psock: where it lies in memory, its index, its socket's inode number.
+class Socket(NamedTuple):
+    """A KCM socket: where it lies in memory, its index, its inode number.
 
-    The number is 0 for a socket that is just being closed.
+    The number is 0 for one that is just being closed; no other ever has the same.
     """
 
     address: int
@@ -30,12 +29,29 @@ class Member(NamedTuple):
     inode: int
 
 
-class Multiplexor(NamedTuple):
-    """A multiplexor, with what it has."""
+class Psock(NamedTuple):
+    """A transport: where it lies in memory, its index, the TCP socket's inode number, its bytes.
+
+    A connection that is unattached and attached again can have the same address and index.
+    """
 
     address: int
-    sockets: tuple[Member, ...]
-    psocks: tuple[Member, ...]
+    index: int  # type: ignore[assignment]  # in place of tuple's method
+    inode: int
+    received: int
+    sent: int
+
+
+class Multiplexor(NamedTuple):
+    """A multiplexor, with what it has, and how often a connection was attached to it."""
+
+    address: int
+    attached: int
+    sockets: tuple[Socket, ...]
+    psocks: tuple[Psock, ...]
+
+
+M = TypeVar("M", Socket, Psock)
 
 
 class Obstacle(Exception):  # noqa: N818 - not an error, but a fact to tell
@@ -53,6 +69,9 @@ class Lists:
         try:
             types = Types("kcm")
             self._offsets = {name: types.offset(*name.split()) for name in _OFFSETS}
+            self._attached, *self._bytes = (
+                sum(types.offset(*name.split()) for name in path) for path in _COUNTS
+            )
         except (OSError, ValueError, LookupError) as error:
             raise Obstacle(f"the kernel does not describe its types ({error})") from error
         try:
@@ -80,24 +99,32 @@ class Lists:
             BlockingIOError: the list of multiplexors was changed while it was followed.
         """
         return [
-            Multiplexor(mux, _longest(self._sockets, mux), _longest(self._psocks, mux))
+            Multiplexor(
+                mux,
+                self._memory.word(mux + self._attached),
+                _longest(self._sockets, mux),
+                _longest(self._psocks, mux),
+            )
             for mux in self._list(self._head, "kcm_mux kcm_mux_list")
         ]
 
-    def _sockets(self, mux: int) -> Iterator[Member]:
+    def _sockets(self, mux: int) -> Iterator[Socket]:
         head = mux + self._offsets["kcm_mux kcm_socks"]
         for kcm in self._list(head, "kcm_sock kcm_sock_list"):
             self._expect(kcm + self._offsets["kcm_sock mux"], mux)
             index = self._memory.word(kcm + self._offsets["kcm_sock index"])
-            yield Member(kcm, index, self._inode(kcm + self._offsets["kcm_sock sk"]))
+            yield Socket(kcm, index, self._inode(kcm + self._offsets["kcm_sock sk"]))
 
-    def _psocks(self, mux: int) -> Iterator[Member]:
+    def _psocks(self, mux: int) -> Iterator[Psock]:
         head = mux + self._offsets["kcm_mux psocks"]
         for psock in self._list(head, "kcm_psock psock_list"):
             self._expect(psock + self._offsets["kcm_psock mux"], mux)
             index = self._memory.word(psock + self._offsets["kcm_psock index"])
             sk = self._memory.long(psock + self._offsets["kcm_psock sk"])
-            yield Member(psock, index, self._inode(sk))
+            received, sent = (self._memory.long(psock + at) for at in self._bytes)
+            found = Psock(psock, index, self._inode(sk), received, sent)
+            self._expect(psock + self._offsets["kcm_psock sk"], sk)  # still the same
+            yield found
 
     def _list(self, head: int, link: str) -> Iterator[int]:
         """The objects of a list, by where its links lie in them."""
@@ -144,14 +171,14 @@ class Lists:
         return head
 
 
-def _longest(follow: Callable[[int], Iterator[Member]], mux: int) -> tuple[Member, ...]:
+def _longest(follow: Callable[[int], Iterator[M]], mux: int) -> tuple[M, ...]:
     """The whole list, or the most that was found of it in some attempts."""
-    longest: list[Member] = []
+    longest: list[M] = []
     for _ in range(_ATTEMPTS):
         found = []
         try:
             for member in follow(mux):
-                found.append(member)  # noqa: PERF402 - it may be cut short
+                found.append(member)
             return tuple(found)
         except BlockingIOError:
             longest = max(found, longest, key=len)
@@ -181,4 +208,11 @@ _OFFSETS = (
     "kcm_psock mux",
     "kcm_psock index",
     "kcm_psock psock_list",
+)
+# The members that counts are in, from the outermost: of a multiplexor how often a connection was
+# attached, of a psock the bytes received and sent.
+_COUNTS = (
+    ("kcm_mux stats", "kcm_mux_stats psock_attach"),
+    ("kcm_psock strp", "strparser stats", "strp_stats bytes"),
+    ("kcm_psock stats", "kcm_psock_stats tx_bytes"),
 )

@@ -17,7 +17,9 @@ from pykcm._joining.views import Look, Multiplexor, Socket, Transport
 from pykcm.errors import UnavailableError
 
 _ATTEMPTS = 5
-_CHANGED = "it was attached or unattached during the look"
+_UNSTEADY = "multiplexors came and went during the look"
+_CHANGED = "connections were attached or unattached during the look"
+_MANY = -1  # in place of a count of attachments that has changed
 
 
 class Observer:
@@ -90,26 +92,39 @@ class Observer:
                 self._obstacle = str(error)
         if not self._lists:
             return muxes, None, [f"joined by counts alone: {self._obstacle}"]
+        settled: list[kernel.Multiplexor] | None = None
         for _ in range(_ATTEMPTS):
             try:
                 before = self._lists.multiplexors()
-                muxes = statistics.multiplexors()
+                text = statistics.multiplexors()
                 after = self._lists.multiplexors()
             except BlockingIOError:
                 continue
             addresses = [mux.address for mux in before]
-            if addresses == [mux.address for mux in after] and len(muxes) == len(addresses):
-                return muxes, [_stable(*pair) for pair in zip(before, after, strict=True)], []
-        note = "joined by counts alone: multiplexors came and went during the look"
-        return muxes, None, [note]
+            if addresses == [mux.address for mux in after] and len(text) == len(addresses):
+                muxes = text
+                settled = [_settled(*pair) for pair in zip(before, after, strict=True)]
+                if [mux.attached for mux in before] == [mux.attached for mux in after]:
+                    break
+        if settled is None:
+            return muxes, None, [f"joined by counts alone: {_UNSTEADY}"]
+        return muxes, settled, []
 
 
-def _stable(before: kernel.Multiplexor, after: kernel.Multiplexor) -> kernel.Multiplexor:
-    """What was there before the text was read and after."""
-    return kernel.Multiplexor(
-        before.address,
-        tuple(member for member in before.sockets if member in after.sockets),
-        tuple(member for member in before.psocks if member in after.psocks),
+def _settled(before: kernel.Multiplexor, after: kernel.Multiplexor) -> kernel.Multiplexor:
+    """What is the same before the text was read and after it.
+
+    While connections were attached to it, one may have been taken off and put back, with another in
+    its place when the text was read.  So psocks must also have the same counts, and the text's line
+    too; else they are left out.
+    """
+    steady = before.attached == after.attached
+    width = 3 if steady else 5  # with the counts
+    sockets, psocks = set(after.sockets), {psock[:width] for psock in after.psocks}
+    return after._replace(
+        attached=before.attached if steady else _MANY,
+        sockets=tuple(socket for socket in before.sockets if socket in sockets),
+        psocks=tuple(psock for psock in before.psocks if psock[:width] in psocks),
     )
 
 
@@ -130,10 +145,14 @@ def _by_kernel(
         )
         for line in mux.sockets
     )
-    inodes = {member.index: member.inode for member in members.psocks}
+    psocks = {member.index: member for member in members.psocks}
     transports = []
     for line in mux.psocks:
-        inode = inodes.get(line.index)
+        psock = psocks.get(line.index)
+        if psock and members.attached == _MANY:
+            proved = (psock.received, psock.sent) == (line.rx_bytes, line.tx_bytes)
+            psock = psock if proved else None
+        inode = psock.inode if psock else None
         connection = tcp.get(inode or 0)
         reason = _CHANGED
         if inode is not None:

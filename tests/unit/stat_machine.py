@@ -60,10 +60,11 @@ HOLDERS = {
 MEMBERS = [
     kernel.Multiplexor(
         0x2000,
-        (kernel.Member(0x21, 0, 401), kernel.Member(0x22, 1, 402)),
-        (kernel.Member(0x23, 0, 501),),
+        9,
+        (kernel.Socket(0x21, 0, 401), kernel.Socket(0x22, 1, 402)),
+        (kernel.Psock(0x23, 0, 501, 81, 30),),
     ),
-    kernel.Multiplexor(0x1000, (kernel.Member(0x11, 0, 403),), ()),
+    kernel.Multiplexor(0x1000, 0, (kernel.Socket(0x11, 0, 403),), ()),
 ]
 
 

@@ -65,7 +65,7 @@ def test_screen(machine: Machine, width: int, height: int, fixed_time: None) -> 
         "6        9        RxStop\n   psock-0  ",
     )
     assert machine.lists
-    members = MEMBERS[0]._replace(psocks=(*MEMBERS[0].psocks, kernel.Member(0x24, 1, 502)))
+    members = MEMBERS[0]._replace(psocks=(*MEMBERS[0].psocks, kernel.Psock(0x24, 1, 502, 0, 0)))
     machine.lists.told = [[members, MEMBERS[1]]]
     screen = _stat_watch.Screen(2.0, "number")
     screen.look = observe()

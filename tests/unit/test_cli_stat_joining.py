@@ -45,20 +45,41 @@ def test_joined_by_the_kernels_lists(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("psocks", "reason"),
+    ("psock", "attached", "joined"),
     [
-        ((), "it was attached or unattached during the look"),
-        ((kernel.Member(0x99, 0, 501),), "it was attached or unattached during the look"),
+        # Nothing was attached meanwhile: it is the same one, whatever it has received.
+        (kernel.Psock(0x23, 0, 501, 99, 30), 9, True),
+        # Other connections were.
+        (kernel.Psock(0x23, 0, 501, 81, 30), 10, True),
+        # It may have been taken off and put back, with another in its place meanwhile.
+        (kernel.Psock(0x23, 0, 501, 99, 30), 10, False),
+        # It is another.
+        (kernel.Psock(0x99, 0, 501, 81, 30), 10, False),
+        (kernel.Psock(0x23, 1, 501, 81, 30), 10, False),
+        (kernel.Psock(0x23, 0, 502, 81, 30), 10, False),
+        (None, 10, False),
     ],
 )
-def test_what_changed_during_the_look_is_not_joined(
-    machine: Machine, psocks: tuple[kernel.Member, ...], reason: str
+def test_what_may_have_changed_during_the_look_is_not_joined(
+    machine: Machine, psock: kernel.Psock | None, attached: int, joined: bool
 ) -> None:
-    changed = [MEMBERS[0]._replace(psocks=psocks), MEMBERS[1]]
-    machine.lists = Lists([MEMBERS, changed])
+    psocks = (psock,) if psock else ()
+    changed = [MEMBERS[0]._replace(attached=attached, psocks=psocks), MEMBERS[1]]
+    machine.lists = Lists([MEMBERS, changed] * 5)
     (transport,) = observe().multiplexors[0].transports
-    assert (transport.connection, transport.reason) == (None, reason)
-    assert transport.processes == ()
+    assert (transport.connection is not None) == joined
+    reason = "connections were attached or unattached during the look"
+    assert transport.reason == ("" if joined else reason)
+    assert transport.processes == (HOLDERS[501] if joined else ())
+
+
+def test_a_line_of_another_connection(machine: Machine) -> None:
+    """The lists say the same before and after, but the line has the counts of something else."""
+    changed = [MEMBERS[0]._replace(attached=11), MEMBERS[1]]
+    machine.lists = Lists([MEMBERS, changed] * 5)
+    machine.texts["/proc/net/kcm"] = KCM.replace("8          81 ", "8          80 ")
+    (transport,) = observe().multiplexors[0].transports
+    assert transport.connection is None
 
 
 def test_a_connection_that_is_not_among_this_namespaces(machine: Machine) -> None:
@@ -270,9 +291,9 @@ def test_what_was_found_before_a_list_was_changed() -> None:
     """The others are looked for once more; what was found stays found."""
     lengths = [1, 3, 2]
 
-    def follow(mux: int) -> Iterator[kernel.Member]:
+    def follow(mux: int) -> Iterator[kernel.Socket]:
         for index in range(lengths.pop()):
-            yield kernel.Member(mux, index, 500 + index)
+            yield kernel.Socket(mux, index, 500 + index)
         raise BlockingIOError
 
     assert [member.index for member in kernel._longest(follow, 7)] == [0, 1, 2]
