@@ -102,9 +102,10 @@ class Observer:
                 continue
             addresses = [mux.address for mux in before]
             if addresses == [mux.address for mux in after] and len(text) == len(addresses):
+                again = settled is None
                 muxes = text
                 settled = [_settled(*pair) for pair in zip(before, after, strict=True)]
-                if [mux.attached for mux in before] == [mux.attached for mux in after]:
+                if not again or [mux.attached for mux in before] == [mux.attached for mux in after]:
                     break
         if settled is None:
             return muxes, None, [f"joined by counts alone: {_UNSTEADY}"]

@@ -30,6 +30,7 @@ FORK = multiprocessing.get_context("fork")
 SHARES = (13, 13, 14)  # transports of each process: 40 in all
 CHURN = 300
 STABLE = 2
+LOOKS = 10
 
 # What a child tells of itself: its pid, and of each connection local and peer address, bytes each
 # way.
@@ -76,6 +77,68 @@ def serve(pipe: Pipe, number: int, count: int) -> None:
             truth[address(near.getsockname())] = address(near.getpeername()), received[near], sent
         pipe.send((os.getpid(), truth))
         pipe.recv()
+
+
+def churn(pipe: Pipe) -> None:
+    """Attach and unattach until told to end, and receive over connection N 100 + N bytes."""
+    pairs = [pair() for _ in range(8 + STABLE)]
+    pipe.send((os.getpid(), [address(near.getsockname()) for near, _ in pairs]))
+    with pykcm.Multiplexor(FRAMING, linger=0) as mux:
+        for _ in range(STABLE):
+            mux.attach(pairs.pop()[0])
+        attached: list[int] = []
+        turn = 0
+        while turn < CHURN or not pipe.poll(0):
+            place = turn * 5 % len(pairs)
+            near, far = pairs[place]
+            mux.attach(near)
+            attached.append(place)
+            far.sendall(message(bytes(96 + place)))
+            mux.recv(timeout=PATIENCE)
+            if len(attached) == len(pairs) - 2:
+                # Lower numbers get free, which the next ones take.
+                for place in (attached.pop(turn % 4), attached.pop(0)):
+                    mux.unattach(pairs[place][0])
+            turn += 1
+            time.sleep(0.002)  # on one CPU the other process would see nothing
+        pipe.send(turn)
+
+
+def test_churn() -> None:
+    """While connections come and go all the time: no failure, and never another's address."""
+    mine, its = FORK.Pipe()
+    child = FORK.Process(target=churn, args=(its,), daemon=True)
+    child.start()
+    pid, local = mine.recv()
+    joined, stable, reasons = 0, 0, Counter[str]()
+    with look.Observer() as observer:
+        for _ in range(LOOKS):
+            found = observer.look()
+            reasons.update(found.notes)
+            rows = [
+                row
+                for mux in found.multiplexors
+                if pid in [holder.pid for holder in mux.processes]
+                for row in mux.transports
+            ]
+            names = [row.connection.local for row in rows if row.connection]
+            assert len(names) == len(set(names))
+            for row in rows:
+                if row.connection is None:
+                    assert row.reason
+                    reasons[row.reason] += 1
+                elif row.join == "kernel":
+                    place = local.index(row.connection.local)
+                    stable += place >= len(local) - STABLE
+                    assert row.counts.rx_bytes in (0, 100 + place)
+                    assert {holder.pid for holder in row.processes} == {pid}
+                    joined += 1
+        mine.send(None)
+        print(f"{mine.recv()} attached, {joined} joined, {stable} stable; others: {dict(reasons)}")
+    child.join(30)
+    assert child.exitcode == 0
+    # What stays is joined in every look but those during which the process began.
+    assert stable >= STABLE * (LOOKS - 4)
 
 
 @pytest.fixture(scope="module")
@@ -180,71 +243,6 @@ def test_an_ordinary_user(processes: list[Truth]) -> None:
     rows = [row for mux in told["multiplexors"] for row in mux["transports"]]
     assert all(row["processes"] == [] for row in rows)
     assert {row["connection"]["local"] for row in rows if row["connection"]} <= local
-
-
-def churn(pipe: Pipe) -> None:
-    """Attach and unattach, and receive over connection N one message of 100 + N bytes."""
-    pairs = [pair() for _ in range(8 + STABLE)]
-    pipe.send((os.getpid(), [address(near.getsockname()) for near, _ in pairs]))
-    with pykcm.Multiplexor(FRAMING, linger=0) as mux:
-        for _ in range(STABLE):
-            mux.attach(pairs.pop()[0])
-        attached: list[int] = []
-        for turn in range(CHURN):
-            place = turn * 5 % len(pairs)
-            near, far = pairs[place]
-            mux.attach(near)
-            attached.append(place)
-            far.sendall(message(bytes(96 + place)))
-            mux.recv(timeout=PATIENCE)
-            time.sleep(0.005)  # on one CPU the other process would see nothing
-            if len(attached) == len(pairs) - 2:
-                # Lower numbers get free, which the next ones take.
-                for place in (attached.pop(turn % 4), attached.pop(0)):
-                    mux.unattach(pairs[place][0])
-        pipe.send("done")
-        pipe.recv()
-
-
-def test_churn() -> None:
-    """While connections come and go all the time: no failure, and never another's address."""
-    mine, its = FORK.Pipe()
-    child = FORK.Process(target=churn, args=(its,), daemon=True)
-    child.start()
-    pid, local = mine.recv()
-    looks, joined, reasons = 0, 0, Counter[str]()
-    try:
-        with look.Observer() as observer:
-            while not mine.poll(0):
-                found = observer.look()
-                looks += 1
-                reasons.update(found.notes)
-                for mux in found.multiplexors:
-                    if pid not in [holder.pid for holder in mux.processes]:
-                        continue
-                    names = [row.connection.local for row in mux.transports if row.connection]
-                    assert len(names) == len(set(names))
-                    for row in mux.transports:
-                        if row.connection is None:
-                            assert row.reason
-                            reasons[row.reason] += 1
-                        elif row.join == "kernel":
-                            place = local.index(row.connection.local)
-                            assert row.counts.rx_bytes in (0, 100 + place)
-                            assert {holder.pid for holder in row.processes} == {pid}
-                            joined += 1
-        assert mine.recv() == "done"
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            mine.send(None)
-        child.join(30)
-        if child.is_alive():
-            child.kill()
-    assert child.exitcode == 0
-    print(f"{looks} looks, {joined} transports joined, not others: {dict(reasons)}")
-    assert looks > 3
-    # What stays is joined in every look but those during which the process began and ended.
-    assert joined >= STABLE * (looks - 3)
 
 
 def test_lines_and_rates(processes: list[Truth]) -> None:
