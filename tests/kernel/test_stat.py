@@ -84,8 +84,9 @@ def churn(pipe: Pipe) -> None:
     pairs = [pair() for _ in range(8 + STABLE)]
     local = [address(near.getsockname()) for near, _ in pairs]
     with pykcm.Multiplexor(FRAMING, linger=0) as mux:
-        for _ in range(STABLE):
-            mux.attach(pairs.pop()[0])
+        stable = [pairs.pop() for _ in range(STABLE)]
+        for near, _ in stable:
+            mux.attach(near)
         pipe.send((os.getpid(), local))
         attached: list[int] = []
         turn = 0
