@@ -83,6 +83,9 @@ class Lists:
             ) from error
         try:
             self._head = self._find()
+        except OSError as error:
+            self.close()
+            raise Obstacle(f"the kernel's lists can't be found ({error})") from error
         except BaseException:
             self.close()
             raise
