@@ -20,6 +20,7 @@ COMMANDS = {
     "disasm": "Disassemble a BPF program: a file's, a pinned one, one in the kernel.",
     "frame": "Show a framing's program, pin it, or try the framing on a capture.",
     "selftest": "Check the kernel's KCM against its documentation; a report in KTAP.",
+    "stat": "Show multiplexors, sockets, transports, and the processes that hold them.",
 }
 
 

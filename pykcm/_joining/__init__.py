@@ -1,0 +1,1 @@
+"""Which sockets, connections and processes belong to what the kernel counts."""
