@@ -278,6 +278,8 @@ def bpf_load(
     type: int | None = None,
     btf: bytes = b"",
     functions: bytes = b"",
+    token_path: bytes = b"",
+    token_error: Any = None,
 ) -> int:
     """BPF_PROG_LOAD: the descriptor of a new program, close-on-exec.
 
@@ -287,6 +289,9 @@ def bpf_load(
         type: BPF_PROG_TYPE_*; a socket filter by default.
         btf: the types of the program's functions (BPF_BTF_LOAD); empty for none.
         functions: an array of struct bpf_func_info: where each begins, and its type.
+        token_path: where the BPF file system is mounted of which a token (Linux 6.9) is taken
+            for it; empty for none.
+        token_error: an `int[1]`, set to the errno for which there is no token, if that failed.
     """
     kind = lib.BPF_PROG_TYPE_SOCKET_FILTER if type is None else type
     room = ffi.from_buffer("char[]", log, require_writable=True) if log else ffi.NULL
@@ -294,7 +299,8 @@ def bpf_load(
     level = 1 if log else 0
     program = kind, code, len(code) // 8, license, name, room, size, level
     arguments = *program, btf, len(btf), functions, len(functions) // 8
-    return fd if (fd := lib.pykcm_bpf_load(*arguments)) >= 0 else _result(fd)
+    token = (token_path, token_error) if token_path else (ffi.NULL, ffi.NULL)
+    return fd if (fd := lib.pykcm_bpf_load(*arguments, *token)) >= 0 else _result(fd)
 
 
 def bpf_run(fd: int, data: bytes, repeat: int) -> tuple[int, int]:

@@ -84,6 +84,8 @@ class _Library:
         btf_size: int,
         functions: Any,
         function_count: int,
+        token_path: Any,
+        token_error: Any,
         /,
     ) -> int: ...
     def pykcm_bpf_run(

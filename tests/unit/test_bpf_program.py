@@ -421,7 +421,7 @@ def test_a_kernel_without_bpf_is_unavailable(monkeypatch: pytest.MonkeyPatch) ->
             "2",
             "neither CAP_BPF nor CAP_SYS_ADMIN, and kernel.unprivileged_bpf_disabled is 2",
         ),
-        ({"CAP_PERFMON"}, "1", "pin it and attach by path"),
+        ({"CAP_PERFMON"}, "1", "attach it by path"),
         ({"CAP_BPF"}, "2", "has CAP_BPF, so a seccomp filter"),
     ],
 )
