@@ -168,13 +168,20 @@ RUN_WITH_TOKEN = (
     "-p BPFDelegateAttachments=BPFCgroupInetIngress COMMAND"
 )
 LOAD_AND_PIN = "sudo python3 -c 'import pykcm; FRAMING.load().pin(\"/sys/fs/bpf/NAME\")'"
-_WAYS = (
+WAYS = (
     "Three ways remain: "
     f"run it as root (sudo COMMAND) or with CAP_BPF and CAP_PERFMON ({RUN_WITH_CAPABILITIES}); "
     f"give it a BPF token (Linux 6.9 and systemd 258: {RUN_WITH_TOKEN}); or "
     f"a process with CAP_BPF and CAP_PERFMON must load this program ({LOAD_AND_PIN}); "
     "attach it by path (Program.from_pin)"
 )
+"""How a program can be loaded all the same; ends the text of an error."""
+
+
+def reason(error: KCMOSError) -> str:
+    """An error's text without the ways that remain."""
+    return (error.strerror or str(error)).removesuffix(WAYS).rstrip(" .")
+
 
 _NO_BPF = Row(errno.ENOSYS, UnavailableError, "this kernel has no bpf(2)")
 _DENIED = (
@@ -182,14 +189,14 @@ _DENIED = (
         errno.EPERM,
         CapabilityError,
         "{what} was refused: this process has neither CAP_BPF nor CAP_SYS_ADMIN{setting}{token}. "
-        f"{_WAYS}",
+        f"{WAYS}",
         _unprivileged,
     ),
     Row(
         errno.EPERM,
         CapabilityError,
         "{what} was refused: this process has {held} in a user namespace of its own only{token}. "
-        f"{_WAYS}",
+        f"{WAYS}",
         lambda _: in_own_user_namespace(),
     ),
     Row(
