@@ -71,6 +71,8 @@ size_t pykcm_divide(const struct bpf_insn *program, const void *data, size_t siz
 int pykcm_bpf_info(int fd, struct bpf_prog_info *info);
 int pykcm_bpf_pin(int fd, const char *path);
 int pykcm_bpf_get(const char *path);
+int pykcm_bpf_by_id(uint32_t id);
+int pykcm_bpf_next_id(uint32_t id, uint32_t *next);
 const char *pykcm_bpf_helper_name(unsigned int number);
 """
 

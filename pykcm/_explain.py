@@ -278,6 +278,19 @@ PIN = (
 INFO = (_NO_BPF, *_DENIED, Row(None, BPFError, "{what} failed"))
 """BPF_OBJ_GET_INFO_BY_FD: `what`."""
 
+ID = (
+    _NO_BPF,
+    Row(errno.ENOENT, BPFError, "{what} failed: there is none"),
+    *_RESOURCES,
+    Row(
+        errno.EPERM,
+        CapabilityError,
+        "{what} was refused: it requires CAP_SYS_ADMIN, that is root",
+    ),
+    Row(None, BPFError, "{what} failed"),
+)
+"""BPF_PROG_GET_FD_BY_ID and BPF_PROG_GET_NEXT_ID: `what`."""
+
 RUN = (
     _NO_BPF,
     *_DENIED,

@@ -331,3 +331,16 @@ def bpf_pin(fd: int, path: bytes) -> None:
 def bpf_get(path: bytes) -> int:
     """BPF_OBJ_GET: the descriptor of what is pinned there, close-on-exec."""
     return fd if (fd := lib.pykcm_bpf_get(path)) >= 0 else _result(fd)
+
+
+def bpf_by_id(id: int) -> int:
+    """BPF_PROG_GET_FD_BY_ID: the descriptor of a program, close-on-exec."""
+    return fd if (fd := lib.pykcm_bpf_by_id(id)) >= 0 else _result(fd)
+
+
+def bpf_next_id(id: int) -> int:
+    """BPF_PROG_GET_NEXT_ID: the first program's id after this one; ENOENT if there is none."""
+    following = ffi.new("uint32_t *")
+    _result(lib.pykcm_bpf_next_id(id, following))
+    number: int = following[0]
+    return number

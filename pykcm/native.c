@@ -418,6 +418,30 @@ static int pykcm_bpf_run(int fd, const void *data, size_t size, unsigned int rep
 	return error;
 }
 
+/* The descriptor, close-on-exec, of the program with an id. */
+static int pykcm_bpf_by_id(uint32_t id)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.prog_id = id;
+	return bpf_call(BPF_PROG_GET_FD_BY_ID, &attr);
+}
+
+/* *next is the first program's id after this one; -ENOENT if there is none. */
+static int pykcm_bpf_next_id(uint32_t id, uint32_t *next)
+{
+	union bpf_attr attr;
+	int error;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.start_id = id;
+	error = bpf_call(BPF_PROG_GET_NEXT_ID, &attr);
+	if (error == 0)
+		*next = attr.next_id;
+	return error;
+}
+
 /* Fill info.  The caller may set its xlated and jited pointers and lengths beforehand. */
 static int pykcm_bpf_info(int fd, struct bpf_prog_info *info)
 {

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pykcm.bpf.program import Program, ProgramInfo, RunResult
+from pykcm.bpf.program import Program, ProgramInfo, RunResult, program_ids
 
 if TYPE_CHECKING:
     from pykcm.bpf.assembler import assemble
@@ -25,4 +25,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-__all__ = ["Program", "ProgramInfo", "RunResult", "assemble", "disassemble"]
+__all__ = ["Program", "ProgramInfo", "RunResult", "assemble", "disassemble", "program_ids"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykcm import _explain, _kernel
 from pykcm._binding import ffi
 from pykcm.bpf import _instructions as isa
 from pykcm.bpf._load import load, retried
 from pykcm.errors import BPFError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _NAME_LIMIT = 15  # characters; BPF_OBJ_NAME_LEN, include/uapi/linux/bpf.h, less the NUL
 _LICENSE_LIMIT = 127  # bytes; the kernel cuts a longer one off without a word
@@ -67,8 +70,8 @@ class RunResult(int):
 class Program:
     """A BPF program in the kernel, held by a descriptor that is close-on-exec.
 
-    Made by `load`, `from_elf` or `from_pin`.  It lives until the descriptor is closed and no
-    socket and no pin uses it.  Use it in a `with` block, or call `close`.
+    Made by `load`, `from_elf`, `from_pin` or `from_id`.  It lives until the descriptor is closed
+    and no socket and no pin uses it.  Use it in a `with` block, or call `close`.
     """
 
     def __init__(self, fd: int) -> None:
@@ -183,6 +186,25 @@ class Program:
         if not kind.endswith("bpf-prog"):
             program.close()
             raise BPFError(errno.EINVAL, f"{where} is not a program but {kind}")
+        return program
+
+    @classmethod
+    def from_id(cls, id: int) -> Program:
+        """Open the program that has an id, as `info` says it.  Needs CAP_SYS_ADMIN.
+
+        Raises:
+            BPFError: no program has it (ENOENT).
+            CapabilityError: (EPERM) this process may not.
+            UnavailableError: (ENOSYS) this kernel or platform has no bpf(2).
+        """
+        if not 0 <= id < 1 << 32:
+            raise BPFError(errno.ENOENT, f"no program has the id {id}")
+        program = cls._closed()
+        try:
+            program._fds.append(retried(_kernel.bpf_by_id, id))
+        except OSError as error:
+            what = f"opening the program with id {id}"
+            raise _explain.explain(error, _explain.ID, what=what) from error
         return program
 
     @classmethod
@@ -321,6 +343,25 @@ class Program:
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Program is a descriptor: it can be neither copied nor pickled")
+
+
+def program_ids() -> Iterator[int]:
+    """The ids of all programs in the kernel, in order.  Needs CAP_SYS_ADMIN.
+
+    Raises:
+        CapabilityError: (EPERM) this process may not.
+        UnavailableError: (ENOSYS) this kernel or platform has no bpf(2).
+    """
+    id = 0
+    while True:
+        try:
+            id = retried(_kernel.bpf_next_id, id)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
+            what = "listing the programs"
+            raise _explain.explain(error, _explain.ID, what=what) from error
+        yield id
 
 
 def _is_name(name: str) -> bool:

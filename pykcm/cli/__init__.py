@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 # The subcommands' modules, each with a click command named `command`; imported when used, so that
 # `kcm` starts quickly.
 COMMANDS = {
+    "asm": "Assemble BPF text: to bytes, C, or a pin.",
     "demo": "Send messages through a real KCM and count what arrives.",
+    "disasm": "Disassemble a BPF program: a file's, a pinned one, one in the kernel.",
+    "frame": "Show a framing's program, pin it, or try the framing on a capture.",
     "selftest": "Check the kernel's KCM against its documentation; a report in KTAP.",
 }
 

@@ -31,6 +31,9 @@ MISUSED = 2
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
 
+# The extra of pykcm that brings a module, where it is not "cli".
+_EXTRAS = {"dpkt": "capture"}
+
 
 def run(group: click.Group, arguments: Sequence[str]) -> int:
     """Run the command and flush its output.
@@ -106,7 +109,8 @@ def _tell(state: State, error: Exception) -> int:
     elif isinstance(error, BrokenPipeError):
         return UNREAD
     elif isinstance(error, ModuleNotFoundError):
-        _say(state.name, f"{error.name} is missing; install pykcm with its extra: pykcm[cli]")
+        extra = _EXTRAS.get(error.name or "", "cli")
+        _say(state.name, f"{error.name} is missing; install pykcm with its extra: pykcm[{extra}]")
     elif isinstance(error, OSError):
         what = error.strerror or str(error)
         if error.filename is not None:

@@ -67,6 +67,23 @@ def bpffs(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(directory)], check=True)
 
 
+# ---- ids ----
+
+
+def test_a_program_is_found_by_its_id() -> None:
+    with Program.load(RETURN_0, name="by_id") as loaded:
+        number = loaded.info.id
+        assert number in list(bpf.program_ids())
+        with Program.from_id(number) as again:
+            assert again.info == loaded.info
+            assert again.fd != loaded.fd
+    assert number not in list(bpf.program_ids())
+    for gone in (number, -1, 1 << 32):
+        with pytest.raises(BPFError) as info:
+            Program.from_id(gone)
+        assert info.value.errno == errno.ENOENT
+
+
 # ---- running ----
 
 
@@ -533,7 +550,7 @@ def struck_at(number: int, call: Callable[[], object]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*was not closed:ResourceWarning")
-@pytest.mark.parametrize("way", ["load", "from_pin", "close"])
+@pytest.mark.parametrize("way", ["load", "from_pin", "from_id", "close"])
 def test_an_exception_at_any_line_leaves_no_descriptor_open(way: str, bpffs: Path) -> None:
     def load() -> None:
         Program.load(code).close()
@@ -541,15 +558,20 @@ def test_an_exception_at_any_line_leaves_no_descriptor_open(way: str, bpffs: Pat
     def from_pin() -> None:
         Program.from_pin(bpffs / "program").close()
 
+    def from_id() -> None:
+        Program.from_id(number).close()
+
     code = bpf.assemble(RETURN_0)
     with Program.load(code) as pinned:
         pinned.pin(bpffs / "program")
+        number = pinned.info.id
+    ways = {"load": load, "from_pin": from_pin, "from_id": from_id}
     before = descriptors()
     for line in range(1000):
         loaded = Program.load(code)
         if way != "close":
             loaded.close()
-        struck = struck_at(line, {"load": load, "from_pin": from_pin, "close": loaded.close}[way])
+        struck = struck_at(line, ways.get(way, loaded.close))
         loaded.close()
         gc.collect()
         assert descriptors() == before, line
