@@ -167,7 +167,7 @@ RUN_WITH_TOKEN = (
     "-p BPFDelegatePrograms=BPFProgTypeSocketFilter "
     "-p BPFDelegateAttachments=BPFCgroupInetIngress COMMAND"
 )
-LOAD_AND_PIN = "sudo python3 -c 'import pykcm; FRAMING.load().pin(\"/sys/fs/bpf/NAME\")'"
+LOAD_AND_PIN = "sudo kcm frame FRAMING --pin /sys/fs/bpf/NAME"
 WAYS = (
     "Three ways remain: "
     f"run it as root (sudo COMMAND) or with CAP_BPF and CAP_PERFMON ({RUN_WITH_CAPABILITIES}); "

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import textwrap
+from typing import TYPE_CHECKING
 
 import click
+
+from pykcm.cli import _framings
+
+if TYPE_CHECKING:
+    from pykcm.doctor import Finding, Target
 
 _WIDTH = 80
 _NAME = 17  # columns for the name of what was looked at
@@ -13,65 +19,75 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unknown": "bl
 _SHOWN = {"unknown": "not known"}
 
 
-@click.command()
-@click.option("--framing", metavar="NAME", help="Try this framing of pykcm.protocols too.")
-@click.option("--for", "target", metavar="UID|PID", help="Look as a user, or as a process, sees it.")
+_EXIT_STATUS = """\b
+Exit status:
+  0  all is well
+  1  there is a warning
+  2  there is a problem, or a mistake in the command line
+What is not known does not count."""
+
+
+@click.command(epilog=_EXIT_STATUS)
+@_framings.takes_framing("NAME")
+@click.option("--for", "target", metavar="UID|PID", help="Look as a user or a process sees it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--report",
-    type=click.Path(dir_okay=False, writable=True),
-    help="Write there all that a bug report needs; it has no secrets.",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write there what a bug report needs: the findings, and the kernel's state.",
 )
-@click.option("--mask", is_flag=True, help="Leave addresses out of the report.")
+@click.option("--mask", is_flag=True, help="Leave network addresses out of the report.")
 def command(
-    framing: str | None, target: str | None, as_json: bool, report: str | None, mask: bool
+    framing: _framings.Chosen | None,
+    target: str | None,
+    as_json: bool,
+    report: str | None,
+    mask: bool,
 ) -> int:
     """Say whether KCM can be used here, by trying.
 
-    A socket is opened, programs are loaded, connections of the loopback interface are attached and
-    messages passed.  Each line is ok, a warning, a problem, or not known, with the command that
-    puts it right.  The exit status is 0 if all is well, 1 with a warning, 2 with a problem.
+    A socket is opened, programs are loaded, connections of the loopback interface are attached,
+    messages are passed; with a framing, its program too.  Each line is ok, a warning, a problem or
+    not known, with the command that puts it right.
+
+    For another user or process it takes root.  A number below the largest PID that is a running
+    process means that; uid:N and pid:N say which is meant.
     """
     from pykcm import doctor
-    from pykcm.doctor import report as reports
-    from pykcm.doctor.others import examine_for
 
     if mask and report is None:
         raise click.UsageError("--mask is about --report")
-    chosen = _framing(framing)
-    try:
-        findings = doctor.examine(chosen) if target is None else examine_for(target, chosen)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    chosen = framing.framing if framing else None
+    if target is None:
+        findings = doctor.examine(chosen)
+    else:
+        findings = doctor.examine_for(_target(target), chosen)
     status = doctor.exit_status(findings)
     if report is not None:
-        reports.write(report, findings, mask=mask)
+        doctor.write_report(report, findings, mask=mask)
     if as_json:
         data = {
             "status": ("ok", "warning", "problem")[status],
-            "framing": framing,
+            "framing": framing.name if framing else None,
             "for": target,
             "findings": [finding.as_dict() for finding in findings],
         }
         click.echo(json.dumps(data))
-    else:
-        for finding in findings:
-            _print(finding)
-        _conclude(findings, status)
+        return status
+    for finding in findings:
+        _print(finding)
+    _conclude(findings, status)
     return status
 
 
-def _framing(name: str | None) -> Framing | None:
-    if name is None:
-        return None
-    from pykcm import protocols
-    from pykcm.cli._nearest import nearest
+def _target(text: str) -> Target:
+    from pykcm.doctor import Target
 
-    names = protocols.catalogue()
-    wanted = name.upper().replace("-", "_")
-    if wanted not in names:
-        raise click.UsageError(f"there is no framing {name!r}{nearest(name, names)}")
-    return names[wanted].framing
+    try:
+        return Target.parse(text)
+    except ValueError as error:
+        raise click.UsageError(f"--for: {error}") from error
 
 
 def _print(finding: Finding) -> None:
@@ -88,7 +104,9 @@ def _print(finding: Finding) -> None:
         click.echo(_command(finding.fix))
     if finding.advice:
         indent = " " * 12
-        click.echo(textwrap.fill(finding.advice, _WIDTH, initial_indent=indent, subsequent_indent=indent))
+        click.echo(
+            textwrap.fill(finding.advice, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+        )
 
 
 def _command(text: str) -> str:
@@ -106,10 +124,11 @@ def _command(text: str) -> str:
 
 
 def _conclude(findings: list[Finding], status: int) -> None:
-    counts = {
-        name: sum(finding.status.value == name for finding in findings) for name in _COLOURS
-    }
+    counts = {name: sum(finding.status.value == name for finding in findings) for name in _COLOURS}
     said = ", ".join(f"{count} {_SHOWN.get(name, name)}" for name, count in counts.items() if count)
-    verdict = ("KCM can be used here", "KCM can be used here, but see the warnings",
-               "KCM can't be used here as it is")[status]
+    verdict = (
+        "KCM can be used here",
+        "KCM can be used here, but see the warnings",
+        "KCM can't be used here as it is",
+    )[status]
     click.echo(f"{verdict}: {said}.")

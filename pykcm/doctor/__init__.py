@@ -8,5 +8,15 @@ from __future__ import annotations
 
 from pykcm.doctor.examination import examine
 from pykcm.doctor.finding import Finding, Status, exit_status
+from pykcm.doctor.others import Target, examine_for
+from pykcm.doctor.report import write as write_report
 
-__all__ = ["Finding", "Status", "examine", "exit_status"]
+__all__ = [
+    "Finding",
+    "Status",
+    "Target",
+    "examine",
+    "examine_for",
+    "exit_status",
+    "write_report",
+]

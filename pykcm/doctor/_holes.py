@@ -74,7 +74,7 @@ def taint(situation: Situation) -> Iterator[Finding]:
             name,
             f"the kernel is tainted ({letters or value}), by no fault of its own",
             "cat /sys/module/*/taint",
-            "which modules did it, if any; see a bug of the kernel without them before reporting it",
+            "which modules did it, if any; report no bug of the kernel that needs them",
         )
 
 

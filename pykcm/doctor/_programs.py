@@ -22,7 +22,7 @@ r1 = r10; r1 += -8; r2 = 4; r3 = r6; r3 += 40
 call bpf_probe_read_kernel
 r0 = 0; exit
 """
-_DOCKER = "docker run --cap-add BPF --cap-add PERFMON IMAGE"
+DOCKER = "docker run --cap-add BPF --cap-add PERFMON IMAGE"
 
 
 def call(situation: Situation) -> Iterator[Finding]:
@@ -35,7 +35,9 @@ def call(situation: Situation) -> Iterator[Finding]:
         yield ok(name, "bpf(2) reaches the kernel: no seccomp filter forbids it")
     elif code == errno.ENOSYS and not filtered:
         situation.calls = False
-        yield problem(name, "this kernel has no bpf(2)", advice="boot one built with CONFIG_BPF_SYSCALL")
+        yield problem(
+            name, "this kernel has no bpf(2)", advice="boot one built with CONFIG_BPF_SYSCALL"
+        )
     elif code == errno.EPERM and filtered is False:
         yield ok(name, "no seccomp filter is set; before Linux 5.19 bpf(2) asks for CAP_BPF first")
     elif code == errno.EPERM and not _explain.may_load():
@@ -50,7 +52,7 @@ def call(situation: Situation) -> Iterator[Finding]:
             name,
             f"bpf(2) {outcome(code)}: a seccomp filter or a security module forbids it; Docker's "
             "default profile lets it pass with CAP_BPF only",
-            _DOCKER,
+            DOCKER,
         )
 
 
@@ -69,8 +71,7 @@ def program(situation: Situation) -> Iterator[Finding]:
         bpf.Program.load(code, name="pykcm_doctor").close()
     except KCMOSError as error:
         situation.refused = _explain.reason(error)
-        fix, advice = _way(situation)
-        yield problem(name, situation.refused, fix, advice)
+        yield problem(name, situation.refused, *_way(situation))
         return
     situation.loads = True
     yield ok(name, f"a BPF program loads{_by_what(situation)}")
@@ -91,8 +92,8 @@ def _way(situation: Situation) -> tuple[str, str]:
     if _explain.in_own_user_namespace():
         return _explain.RUN_WITH_TOKEN, pinned
     if situation.system.exists("/.dockerenv"):
-        return _DOCKER, pinned
-    if _explain.may_load():
+        return DOCKER, pinned
+    if situation.calls is False or (situation.refused and _explain.may_load()):
         return "", f"allow bpf(2) to this process in its sandbox or policy, {pinned}"
     return _explain.RUN_WITH_CAPABILITIES, f"or run it as root, {pinned}"
 
@@ -200,22 +201,23 @@ def offset(situation: Situation) -> Iterator[Finding]:
 def _no_offset(situation: Situation, error: KCMError) -> Finding:
     name = "offset"
     if isinstance(error, CapabilityError) or not _trials.may_read_kernel_memory():
-        where = " in this user namespace" if _explain.in_own_user_namespace() else ""
-        return problem(
-            name,
+        text = (
             "on this kernel a program must read the message's offset with bpf_probe_read_kernel, "
-            f"which needs CAP_PERFMON{where}; this process has it not",
-            "" if where else _explain.RUN_WITH_CAPABILITIES,
-            "leave CAP_PERFMON to it when its capabilities are bounded" if where else "",
+            "which needs CAP_PERFMON"
         )
+        if _explain.in_own_user_namespace():
+            return problem(
+                name,
+                f"{text} in this user namespace; this process has it not",
+                advice="leave it CAP_PERFMON where its capabilities are bounded",
+            )
+        return problem(name, f"{text}; this process has it not", *_way(situation))
     try:
         bpf.Program.load(f"r6 = r1\n{_READ_KERNEL}", name="pykcm_doctor").close()
     except KCMError:
         text = "this kernel lets no program call bpf_probe_read_kernel"
         if situation.system.lockdown() == "confidentiality":
-            return problem(
-                name, f"{text}, by its lockdown", advice="boot with lockdown=integrity"
-            )
+            return problem(name, f"{text}, by its lockdown", advice="boot with lockdown=integrity")
         return problem(name, text, advice="boot a kernel built with CONFIG_BPF_EVENTS")
     return problem(name, str(error), "kcm doctor --report FILE", "and report it with the file")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pykcm import _kernel
+from pykcm import _binding
 from pykcm.doctor import _holes, _limits, _programs, _sockets, _traffic
 from pykcm.doctor.finding import Finding, problem, unknown
 from pykcm.doctor.situation import Situation
@@ -49,7 +49,7 @@ def examine(framing: Framing | None = None, system: System | None = None) -> lis
     """
     situation = Situation(system or System(), framing)
     try:
-        _kernel.lib.AF_KCM  # noqa: B018 - raises where the compiled module is missing
+        _binding.lib.AF_KCM  # noqa: B018 - raises where the compiled module is missing
     except UnavailableError as error:
         return [problem("pykcm", str(error), "pip install --force-reinstall pykcm")]
     findings: list[Finding] = []
