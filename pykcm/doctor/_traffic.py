@@ -7,7 +7,7 @@ import errno
 import socket
 from collections.abc import Iterator
 
-from pykcm import _explain, _loopback, _tcp, _trials
+from pykcm import _explain, _loopback, _trials
 from pykcm.doctor.finding import Finding, ok, problem, unknown, warning
 from pykcm.doctor.situation import Situation
 from pykcm.errors import AttachError, KCMOSError
@@ -19,6 +19,13 @@ _TIMEOUT = 20.0  # seconds, for a machine that is busy
 _FRAMING = LengthField(size=2)
 # Of different lengths, in one segment: a program that measures the first again is found out.
 _MESSAGES = (b"\0\1a", b"\0\3bcd", b"\0\2ef")
+
+_TAKEN = "are taken by another part of the kernel, or this kernel has a defect"
+_AGENT = (
+    "sudo bpftool cgroup tree",
+    "which shows the programs of an agent that puts connections into a sockmap (a service mesh, a "
+    "load balancer); exclude this process's connections there",
+)
 
 
 @contextlib.contextmanager
@@ -35,22 +42,24 @@ def messages(situation: Situation) -> Iterator[Finding]:
         yield unknown(name, situation.obstacle)
         return
     try:
-        with _pair() as (near, far):
-            upper = _tcp.upper_protocol(near.fileno())
-            yield _pass(near, far, upper)
-            situation.passes = True
+        near, far = _loopback.connection(_TIMEOUT)
     except OSError as error:
-        if isinstance(error, KCMOSError):
+        yield problem(
+            name,
+            f"no TCP connection to 127.0.0.1 can be made ({error.strerror or error})",
+            "sudo ip link set lo up",
+        )
+        return
+    with near, far:
+        try:
+            yield _pass(situation, near, far)
+        except KCMOSError as error:
             yield _not_attached(error)
-        else:
-            yield problem(
-                name,
-                f"no TCP connection to 127.0.0.1 can be made ({error.strerror or error})",
-                "sudo ip link set lo up",
-            )
+        except TimeoutError:
+            yield problem(name, f"messages do not arrive: their bytes {_TAKEN}", *_AGENT)
 
 
-def _pass(near: socket.socket, far: socket.socket, upper: str) -> Finding:
+def _pass(situation: Situation, near: socket.socket, far: socket.socket) -> Finding:
     with Multiplexor(_FRAMING) as mux:
         mux.attach(near)
         far.sendall(b"".join(_MESSAGES))
@@ -59,24 +68,15 @@ def _pass(near: socket.socket, far: socket.socket, upper: str) -> Finding:
         far.settimeout(_TIMEOUT)
         sent = far.recv(len(_MESSAGES[0]), socket.MSG_WAITALL)
     if received != list(_MESSAGES) or sent != _MESSAGES[0]:
-        held = f" by {upper!r}" if upper else ""
-        return problem(
-            "messages",
-            f"wrong messages came ({received!r}): the connection's bytes are changed{held}, or "
-            "this kernel has a defect",
-            "kcm selftest",
-        )
+        return problem("messages", f"wrong messages came ({received!r}): bytes {_TAKEN}", *_AGENT)
+    situation.passes = True
     return ok("messages", "a connection is attached, and messages pass both ways, whole")
 
 
 def _not_attached(error: KCMOSError) -> Finding:
     if error.errno == errno.EALREADY:
         return problem(
-            "messages",
-            "a new connection is held by another part of the kernel already: an agent that puts "
-            "connections into a sockmap (a service mesh, a load balancer)",
-            "sudo bpftool cgroup tree",
-            "which shows the agent's programs; exclude this process's connections there",
+            "messages", "a new connection is held by another part of the kernel already", *_AGENT
         )
     return problem("messages", _explain.reason(error))
 

@@ -6,6 +6,7 @@ of the kernel's command line only options that bear on KCM.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import platform
@@ -36,11 +37,12 @@ _OPTIONS = re.compile(
     r"|sysctl\.[\w./]+|init_on_alloc|slub_debug|kasan[\w.]*)(?:=\S*)?"
 )
 _STATISTICS = ("/proc/net/kcm", "/proc/net/kcm_stats")
+_MASK = "<address>"
 _LAST_FAULTS = 40  # lines of the kernel's log
 
-_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{0,4}(?![\w:])")
+_ADDRESS = re.compile(r"(?<![\w.:])[0-9a-fA-F.:]{2,}(?![\w])")
 _MAC = re.compile(r"(?<![\w:])[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}(?![\w:])")
+_PORT = re.compile(r"^([\d.]+)(:\d*)$")
 
 
 def write(path: str, findings: Sequence[Finding], *, mask: bool = False) -> None:
@@ -70,9 +72,20 @@ def make(findings: Sequence[Finding], *, mask: bool = False, system: System | No
 
 def masked(text: str) -> str:
     """A text without its network addresses."""
-    for pattern in (_MAC, _IPV4, _IPV6):
-        text = pattern.sub("<address>", text)
-    return text
+    return _ADDRESS.sub(_mask, _MAC.sub(_MASK, text))
+
+
+def _mask(found: re.Match[str]) -> str:
+    """What is put in the place of what may be an IPv4 or IPv6 address."""
+    address = found[0].rstrip(".")
+    rest = found[0][len(address) :]
+    if port := _PORT.match(address):
+        address, rest = port[1], port[2] + rest
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return found[0]
+    return _MASK + rest
 
 
 def _sections(findings: Sequence[Finding], system: System) -> Iterator[tuple[str, str]]:
@@ -96,7 +109,12 @@ def _sections(findings: Sequence[Finding], system: System) -> Iterator[tuple[str
     kept = [option for option in options if _OPTIONS.fullmatch(option)]
     yield "command line, as far as it bears on KCM", " ".join(kept)
     yield "findings", "\n".join(json.dumps(finding.as_dict()) for finding in findings)
-    yield "module", "\n".join(map(str, _module.look(system.root)))
+    module = _module.look(system.root)
+    yield (
+        "module",
+        f"kcm.ko {module.state.value}\nforbidden by {module.forbidden or 'nothing'}\n"
+        f"CONFIG_AF_KCM {module.option or 'not shown'}",
+    )
     yield (
         "settings",
         "\n".join(
