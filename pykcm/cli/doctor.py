@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _NAME = 17  # columns for the name of what was looked at
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unknown": "blue"}
+_COUNTED = ("warning", "problem")
 _SHOWN = {"unknown": "not known"}
 
 
@@ -125,7 +126,11 @@ def _command(text: str) -> str:
 
 def _conclude(findings: list[Finding], status: int) -> None:
     counts = {name: sum(finding.status.value == name for finding in findings) for name in _COLOURS}
-    said = ", ".join(f"{count} {_SHOWN.get(name, name)}" for name, count in counts.items() if count)
+    said = ", ".join(
+        f"{count} {_SHOWN.get(name, name)}{'s' if count > 1 and name in _COUNTED else ''}"
+        for name, count in counts.items()
+        if count
+    )
     verdict = (
         "KCM can be used here",
         "KCM can be used here, but see the warnings",

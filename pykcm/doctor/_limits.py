@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 
 from pykcm import _loopback, _tcp
+from pykcm.doctor._errors import more_descriptors
 from pykcm.doctor.finding import Finding, ok, problem, unknown, warning
 from pykcm.doctor.situation import Situation
 
@@ -19,11 +20,10 @@ def longest_message(situation: Situation) -> Iterator[Finding]:
     """Make a connection's receive buffer as large as the system allows, as attaching does."""
     name = "longest message"
     wanted = situation.framing.max_length if situation.framing else 0
-    try:
-        near, far = _loopback.connection()
-    except OSError as error:
-        yield unknown(name, f"no TCP connection to 127.0.0.1 can be made ({error})")
+    if not situation.connects:
+        yield unknown(name, "not tried: no TCP connection to 127.0.0.1 can be made")
         return
+    near, far = _loopback.connection()
     with near, far:
         room = _tcp.make_room(near.fileno(), wanted or _MUCH)
     settings = ", ".join(
@@ -66,7 +66,7 @@ def locked_memory(situation: Situation) -> Iterator[Finding]:
 def descriptors(situation: Situation) -> Iterator[Finding]:
     """How many connections the limit on descriptors leaves room for."""
     name = "descriptors"
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         yield ok(name, "they are not limited (RLIMIT_NOFILE)")
         return
@@ -75,6 +75,6 @@ def descriptors(situation: Situation) -> Iterator[Finding]:
         f"{max(0, soft - 16) // _PER_CONNECTION:,} connections of a Multiplexor"
     )
     if soft < _FEW_DESCRIPTORS:
-        yield warning(name, text, f"ulimit -n {'unlimited' if hard < 0 else hard}")
+        yield warning(name, text, more_descriptors())
     else:
         yield ok(name, text)

@@ -11,6 +11,7 @@ from pykcm import _explain, _kernel, _offset, _trials, bpf
 from pykcm.bpf import _token
 from pykcm.bpf._load import retried
 from pykcm.doctor._attempt import attempt, outcome
+from pykcm.doctor._errors import refused, want
 from pykcm.doctor.finding import Finding, ok, problem, unknown, warning
 from pykcm.doctor.situation import Situation
 from pykcm.errors import CapabilityError, KCMError, KCMOSError
@@ -71,7 +72,7 @@ def program(situation: Situation) -> Iterator[Finding]:
         bpf.Program.load(code, name="pykcm_doctor").close()
     except KCMOSError as error:
         situation.refused = _explain.reason(error)
-        yield problem(name, situation.refused, *_way(situation))
+        yield refused(name, error, *_way(situation))
         return
     situation.loads = True
     yield ok(name, f"a BPF program loads{_by_what(situation)}")
@@ -80,6 +81,8 @@ def program(situation: Situation) -> Iterator[Finding]:
 def _by_what(situation: Situation) -> str:
     if not situation.plain:
         return " with a BPF token" if _explain.in_own_user_namespace() else ""
+    if situation.system.read("/proc/self/status") is None:
+        return ""
     held = _explain.capabilities() & {"CAP_BPF", "CAP_SYS_ADMIN"}
     if held and not _explain.in_own_user_namespace():
         return f" by {' and '.join(sorted(held))}"
@@ -185,21 +188,23 @@ def lockdown(situation: Situation) -> Iterator[Finding]:
 def offset(situation: Situation) -> Iterator[Finding]:
     """How a program finds the message's offset: KCM is asked with three messages in a segment."""
     name = "offset"
-    if not situation.opens or not situation.loads:
-        what = "KCM socket can be opened" if not situation.opens else "program can be loaded"
-        yield unknown(name, f"not tried: no {what}")
+    if situation.obstacle:
+        yield unknown(name, situation.obstacle)
         return
+    situation.tries_offset = True
     try:
         situation.strategy = _offset.find_strategy()
-    except KCMError as error:
+    except KCMOSError as error:
         yield _no_offset(situation, error)
         return
     far = "" if situation.strategy.far_loads else ", with loads up to byte 65,535 of a segment"
     yield ok(name, f"a program finds the message's offset by {situation.strategy.name!r}{far}")
 
 
-def _no_offset(situation: Situation, error: KCMError) -> Finding:
+def _no_offset(situation: Situation, error: KCMOSError) -> Finding:
     name = "offset"
+    if found := want(name, error.errno):
+        return found
     if isinstance(error, CapabilityError) or not _trials.may_read_kernel_memory():
         text = (
             "on this kernel a program must read the message's offset with bpf_probe_read_kernel, "

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from pykcm import _kernel, _module
 from pykcm.doctor._attempt import attempt, outcome
+from pykcm.doctor._errors import failed
 from pykcm.doctor.finding import Finding, ok, problem, warning
 from pykcm.doctor.situation import Situation
 from pykcm.doctor.system import System
@@ -67,7 +68,7 @@ def _explain(code: int, system: System) -> Finding:
                 f"{what}: a seccomp filter or a security module forbids it",
                 advice="allow the address family 41, AF_KCM, there",
             )
-        return problem(NAME, f"{what}: {os.strerror(code)}")
+        return failed(NAME, code, what)
     if "\nKCM " in f"\n{system.read('/proc/net/protocols') or ''}":
         return problem(
             NAME,

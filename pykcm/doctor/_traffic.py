@@ -7,7 +7,8 @@ import errno
 import socket
 from collections.abc import Iterator
 
-from pykcm import _explain, _loopback, _trials
+from pykcm import _loopback, _trials
+from pykcm.doctor._errors import refused, want
 from pykcm.doctor.finding import Finding, ok, problem, unknown, warning
 from pykcm.doctor.situation import Situation
 from pykcm.errors import AttachError, KCMOSError
@@ -35,22 +36,29 @@ def _pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield near, far
 
 
+def loopback(situation: Situation) -> Iterator[Finding]:
+    """Make a TCP connection, which all that follows is tried with."""
+    name = "loopback"
+    try:
+        with _pair():
+            situation.connects = True
+    except OSError as error:
+        yield want(name, error.errno) or problem(
+            name,
+            f"no TCP connection to 127.0.0.1 can be made ({error.strerror or error})",
+            "sudo ip link set lo up",
+        )
+        return
+    yield ok(name, "a TCP connection to 127.0.0.1 can be made")
+
+
 def messages(situation: Situation) -> Iterator[Finding]:
     """Receive messages that came in one segment, and send one."""
     name = "messages"
     if situation.obstacle:
         yield unknown(name, situation.obstacle)
         return
-    try:
-        near, far = _loopback.connection(_TIMEOUT)
-    except OSError as error:
-        yield problem(
-            name,
-            f"no TCP connection to 127.0.0.1 can be made ({error.strerror or error})",
-            "sudo ip link set lo up",
-        )
-        return
-    with near, far:
+    with _pair() as (near, far):
         try:
             yield _pass(situation, near, far)
         except KCMOSError as error:
@@ -78,7 +86,7 @@ def _not_attached(error: KCMOSError) -> Finding:
         return problem(
             "messages", "a new connection is held by another part of the kernel already", *_AGENT
         )
-    return problem("messages", _explain.reason(error))
+    return refused("messages", error)
 
 
 def framing(situation: Situation) -> Iterator[Finding]:
@@ -93,7 +101,7 @@ def framing(situation: Situation) -> Iterator[Finding]:
         with _pair() as (near, _), KCMSocket() as kcm:
             kcm.attach(near, situation.framing, allow_small_buffer=True)
     except KCMOSError as error:
-        yield problem(name, _explain.reason(error))
+        yield refused(name, error)
         return
     yield ok(name, "its program is loaded, and a connection is attached with it")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from pykcm import _binding
 from pykcm.doctor import _holes, _limits, _programs, _sockets, _traffic
+from pykcm.doctor._errors import want
 from pykcm.doctor.finding import Finding, problem, unknown
 from pykcm.doctor.situation import Situation
 from pykcm.doctor.system import System
@@ -22,6 +23,7 @@ _LOOKS: tuple[tuple[str, Look], ...] = (
     ("token", _programs.token),
     ("capabilities", _programs.capabilities),
     ("lockdown", _programs.lockdown),
+    ("loopback", _traffic.loopback),
     ("offset", _programs.offset),
     ("jit", _programs.jit),
     ("bpf file system", _programs.file_system),
@@ -57,5 +59,6 @@ def examine(framing: Framing | None = None, system: System | None = None) -> lis
         try:
             findings += look(situation)
         except (KCMError, OSError) as error:
-            findings.append(unknown(name, f"looking at it failed: {error}"))
+            number = error.errno if isinstance(error, OSError) else None
+            findings.append(want(name, number) or unknown(name, f"looking at it failed: {error}"))
     return findings

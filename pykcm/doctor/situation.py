@@ -22,6 +22,8 @@ class Situation:
         plain: whether one can without a token.
         by_token: whether one can with a token.
         refused: why none can be loaded.
+        connects: whether there is a TCP connection to attach.
+        tries_offset: whether the strategy was asked for.
         strategy: how a program finds the message's offset.
         passes: whether messages got through.
     """
@@ -34,6 +36,8 @@ class Situation:
     plain: bool = False
     by_token: bool = False
     refused: str = ""
+    connects: bool = False
+    tries_offset: bool = False
     strategy: Strategy | None = None
     passes: bool = False
 
@@ -44,6 +48,8 @@ class Situation:
             return "not tried: no KCM socket can be opened"
         if not self.loads:
             return "not tried: no program can be loaded"
-        if self.strategy is None:
+        if not self.connects:
+            return "not tried: no TCP connection to 127.0.0.1 can be made"
+        if self.tries_offset and self.strategy is None:
             return "not tried: no program can find the message's offset"
         return ""

@@ -30,7 +30,7 @@ MODULES = Path("/lib/modules") / os.uname().release
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
 HARDENING = Path("/proc/sys/net/core/bpf_jit_harden")
 
-NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+NEWNS, NEWNET, MS_REC, MS_PRIVATE = 0x20000, 0x40000000, 0x4000, 0x40000
 NO_NEW_PRIVS, SET_SECCOMP, SECCOMP_FILTER = 38, 22, 2
 FAIL, KILL, ALLOW = 0x00050000, 0x80000000, 0x7FFF0000
 
@@ -262,6 +262,30 @@ def test_no_locked_memory() -> None:
     found = examined(lambda: resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0)))
     assert names(found, Status.PROBLEM) == set()
     assert "0 bytes" in found["locked memory"].text
+
+
+def test_a_loopback_interface_that_is_down() -> None:
+    found = examined(lambda: _libc.unshare(NEWNET))
+    assert names(found, Status.PROBLEM) == {"loopback"}
+    assert found["loopback"].fix == "sudo ip link set lo up"
+    assert "127.0.0.1" in found["messages"].text
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 5, 8, 20])
+def test_few_descriptors(room: int) -> None:
+    """However few are left: no answer is wrong for it, and none is missing."""
+
+    def stage() -> None:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + room, free + room))
+
+    found = examined(stage)
+    assert {"socket", "program", "messages", "descriptors"} <= set(found)
+    for finding in found.values():
+        if finding.status is Status.PROBLEM:
+            assert "RLIMIT_NOFILE" in finding.text
+            assert "prlimit" in finding.fix
 
 
 def forbid(call: int, action: int, argument: int | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pykcm import _loopback, _module, _offset, doctor
+from pykcm import _loopback, _module, doctor
 from pykcm.doctor import Finding, Status, _holes, _limits, _programs, _sockets, _traffic, report
 from pykcm.doctor._attempt import attempt
 from pykcm.doctor.examination import examine
@@ -204,7 +204,7 @@ def test_which_holes_a_version_has_fixed(version: str, fixed: tuple[bool, ...]) 
 
 def test_a_framing_whose_messages_do_not_fit() -> None:
     framing = FixedLength(1 << 30)
-    (found,) = _limits.longest_message(Situation(System(), framing))
+    (found,) = _limits.longest_message(Situation(System(), framing, connects=True))
     assert found.status is Status.PROBLEM
     assert f"{1 << 30:,}" in found.text
     assert f"'4096 131072 {4 << 30}'" in found.fix
@@ -215,15 +215,21 @@ def test_no_loopback_interface(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     monkeypatch.setattr(_loopback, "connection", refuse)
-    situation = Situation(System(), opens=True, loads=True, strategy=doctor_strategy())
-    (found,) = _traffic.messages(situation)
+    situation = Situation(System(), opens=True, loads=True)
+    (found,) = _traffic.loopback(situation)
     assert found.status is Status.PROBLEM
+    assert "127.0.0.1" in situation.obstacle
     assert found.fix == "sudo ip link set lo up"
 
 
-def doctor_strategy() -> _offset.Strategy:
+def test_want_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(timeout: float = 1) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
 
-    return _offset.PROBE
+    monkeypatch.setattr(_loopback, "connection", refuse)
+    (found,) = _traffic.loopback(Situation(System()))
+    assert found.fix.startswith("ulimit -n ")
+    assert "RLIMIT_NOFILE" in found.text
 
 
 def test_exit_statuses() -> None:
