@@ -15,6 +15,7 @@ import pytest
 from pykcm import _loopback, _module, doctor
 from pykcm.doctor import Finding, Status, _holes, _limits, _programs, _sockets, _traffic, report
 from pykcm.doctor._attempt import attempt
+from pykcm.doctor._errors import more_descriptors
 from pykcm.doctor.examination import examine
 from pykcm.doctor.others import Target
 from pykcm.doctor.situation import Situation
@@ -228,7 +229,7 @@ def test_want_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_loopback, "connection", refuse)
     (found,) = _traffic.loopback(Situation(System()))
-    assert found.fix.startswith("ulimit -n ")
+    assert found.fix == more_descriptors()
     assert "RLIMIT_NOFILE" in found.text
 
 
