@@ -52,18 +52,22 @@ class Finding:
 
 
 def ok(name: str, text: str) -> Finding:
+    """What works."""
     return Finding(name, Status.OK, text)
 
 
 def warning(name: str, text: str, fix: str = "", advice: str = "") -> Finding:
+    """What works, but not as well as it could."""
     return Finding(name, Status.WARNING, text, fix, advice)
 
 
 def problem(name: str, text: str, fix: str = "", advice: str = "") -> Finding:
+    """What keeps KCM from being used."""
     return Finding(name, Status.PROBLEM, text, fix, advice)
 
 
 def unknown(name: str, text: str, fix: str = "", advice: str = "") -> Finding:
+    """What can't be found out, or was not tried."""
     return Finding(name, Status.UNKNOWN, text, fix, advice)
 
 

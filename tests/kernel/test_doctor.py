@@ -22,7 +22,7 @@ import pykcm
 from pykcm import _explain, _kernel, _offset, _trials, doctor, protocols
 from pykcm.doctor import Finding, Status, _programs
 from pykcm.selftest import syscalls
-from tests import token as staged
+from tests import delegation as staged
 
 NOBODY = 65534
 MODPROBE = Path("/run/modprobe.d/pykcm-test.conf")

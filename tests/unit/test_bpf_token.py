@@ -13,7 +13,7 @@ import pytest
 from pykcm import _explain, _kernel, bpf
 from pykcm.bpf import _token
 from pykcm.errors import CapabilityError, VerifierError
-from tests import token as staged
+from tests import delegation as staged
 
 from .test_bpf_functions import NUMBERS
 

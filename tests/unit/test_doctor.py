@@ -22,7 +22,7 @@ from pykcm.doctor.situation import Situation
 from pykcm.doctor.system import System
 from pykcm.framing import FixedLength
 from pykcm.selftest import versions
-from tests import token as staged
+from tests import delegation as staged
 
 from .test_unavailable import has_kcm
 
