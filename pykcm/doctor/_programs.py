@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pykcm.bpf import _token
 from pykcm.bpf._load import retried
 from pykcm.doctor._attempt import attempt, outcome
 from pykcm.doctor._errors import refused, want
-from pykcm.doctor.finding import Finding, ok, problem, unknown, warning
+from pykcm.doctor.finding import Finding, Status, ok, problem, unknown, warning
 from pykcm.doctor.situation import Situation
 from pykcm.errors import CapabilityError, KCMError, KCMOSError
 
@@ -164,8 +165,10 @@ def lockdown(situation: Situation) -> Iterator[Finding]:
     """Whether the kernel is locked down so far that no program may read its memory."""
     name = "lockdown"
     found = situation.system.lockdown()
-    if found == "confidentiality":
-        yield problem(
+    if found == "confidentiality" and situation.strategy:
+        yield ok(name, "the kernel's lockdown is 'confidentiality', and the offset is found still")
+    elif found == "confidentiality":
+        yield (problem if situation.needs_offset else warning)(
             name,
             "the kernel is locked down for confidentiality: no program may read its memory, and so "
             "not find a message's offset",
@@ -195,7 +198,12 @@ def offset(situation: Situation) -> Iterator[Finding]:
     try:
         situation.strategy = _offset.find_strategy()
     except KCMOSError as error:
-        yield _no_offset(situation, error)
+        found = _no_offset(situation, error)
+        if not situation.needs_offset:
+            found = dataclasses.replace(
+                found, status=Status.WARNING, text=f"only fixed lengths can be framed: {found.text}"
+            )
+        yield found
         return
     far = "" if situation.strategy.far_loads else ", with loads up to byte 65,535 of a segment"
     yield ok(name, f"a program finds the message's offset by {situation.strategy.name!r}{far}")

@@ -94,7 +94,7 @@ def framing(situation: Situation) -> Iterator[Finding]:
     if situation.framing is None:
         return
     name = "framing"
-    if situation.obstacle:
+    if situation.obstacle and (situation.needs_offset or not situation.tries_offset):
         yield unknown(name, situation.obstacle)
         return
     try:

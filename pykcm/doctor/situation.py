@@ -6,7 +6,7 @@ import dataclasses
 
 from pykcm._offset import Strategy
 from pykcm.doctor.system import System
-from pykcm.framing import Framing
+from pykcm.framing import FixedLength, Framing
 
 
 @dataclasses.dataclass
@@ -40,6 +40,11 @@ class Situation:
     tries_offset: bool = False
     strategy: Strategy | None = None
     passes: bool = False
+
+    @property
+    def needs_offset(self) -> bool:
+        """Whether the framing that is asked for, or any, needs the message's offset."""
+        return not isinstance(self.framing, FixedLength)
 
     @property
     def obstacle(self) -> str:

@@ -58,7 +58,11 @@ Found = dict[str, Finding]
 InChild = Callable[[Callable[[], None]], None]
 
 
-def examined(stage: Callable[[], object], within: InChild = staged.in_child) -> Found:
+def examined(
+    stage: Callable[[], object],
+    within: InChild = staged.in_child,
+    framing: pykcm.Framing = protocols.THRIFT_FRAMED,
+) -> Found:
     """What the doctor finds in a process that was staged."""
     read, write = os.pipe()
 
@@ -66,7 +70,7 @@ def examined(stage: Callable[[], object], within: InChild = staged.in_child) -> 
         stage()
         _offset._found = None
         _trials._found.clear()
-        found = [finding.as_dict() for finding in doctor.examine(protocols.THRIFT_FRAMED)]
+        found = [finding.as_dict() for finding in doctor.examine(framing)]
         os.write(write, json.dumps(found).encode())
 
     within(run)
@@ -114,6 +118,17 @@ def test_no_cap_perfmon() -> None:
     assert "CAP_PERFMON" in found["offset"].text
     assert found["offset"].fix == way()
     assert "offset" in found["messages"].text
+
+
+@needs_probe
+def test_fixed_lengths_need_no_cap_perfmon() -> None:
+    found = examined(
+        lambda: staged.drop(staged.CAP_SYS_ADMIN, staged.CAP_PERFMON),
+        framing=pykcm.FixedLength(8),
+    )
+    assert names(found, Status.PROBLEM) == set()
+    assert "offset" in names(found, Status.WARNING)
+    assert found["framing"].status is Status.OK
 
 
 @needs_denial

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pykcm import _loopback, _module, doctor
+from pykcm import _loopback, _module, _offset, doctor
 from pykcm.doctor import Finding, Status, _holes, _limits, _programs, _sockets, _traffic, report
 from pykcm.doctor._attempt import attempt
 from pykcm.doctor._errors import more_descriptors
@@ -160,6 +160,14 @@ def test_lockdown(tmp_path: Path, text: str, status: Status) -> None:
     system = write(tmp_path, sys__kernel__security__lockdown=text)
     (found,) = _programs.lockdown(Situation(system))
     assert found.status is status
+
+
+def test_lockdown_does_no_harm_where_the_offset_is_found(tmp_path: Path) -> None:
+    system = write(tmp_path, sys__kernel__security__lockdown="none integrity [confidentiality]")
+    (found,) = _programs.lockdown(Situation(system, strategy=_offset.CB1))
+    assert found.status is Status.OK
+    (found,) = _programs.lockdown(Situation(system, FixedLength(8)))
+    assert found.status is Status.WARNING
 
 
 def test_lockdown_is_not_known_where_it_is_not_shown(tmp_path: Path) -> None:
