@@ -279,7 +279,7 @@ def bpf_load(
     btf: bytes = b"",
     functions: bytes = b"",
     token_path: bytes = b"",
-    token_error: Any = None,
+    told: Any = None,
 ) -> int:
     """BPF_PROG_LOAD: the descriptor of a new program, close-on-exec.
 
@@ -291,7 +291,7 @@ def bpf_load(
         functions: an array of struct bpf_func_info: where each begins, and its type.
         token_path: where the BPF file system is mounted of which a token (Linux 6.9) is taken
             for it; empty for none.
-        token_error: an `int[1]`, set to the errno for which there is no token, if that failed.
+        told: what `token_state` made, for what there is to say of the token.
     """
     kind = lib.BPF_PROG_TYPE_SOCKET_FILTER if type is None else type
     room = ffi.from_buffer("char[]", log, require_writable=True) if log else ffi.NULL
@@ -299,8 +299,19 @@ def bpf_load(
     level = 1 if log else 0
     program = kind, code, len(code) // 8, license, name, room, size, level
     arguments = *program, btf, len(btf), functions, len(functions) // 8
-    token = (token_path, token_error) if token_path else (ffi.NULL, ffi.NULL)
+    token = (token_path, told) if token_path else (ffi.NULL, ffi.NULL)
     return fd if (fd := lib.pykcm_bpf_load(*arguments, *token)) >= 0 else _result(fd)
+
+
+def token_state() -> Any:
+    """For `bpf_load` to write to: the errno for which there is no token; whether the kernel tells
+    what it allows; and that: masks of commands, types of programs, types of attachments."""
+    return ffi.new("uint64_t[5]")
+
+
+def is_bpf_file_system(path: bytes) -> bool:
+    """Whether a path lies in a BPF file system (statfs(2))."""
+    return bool(_result(lib.pykcm_is_bpf_file_system(path)))
 
 
 def bpf_run(fd: int, data: bytes, repeat: int) -> tuple[int, int]:

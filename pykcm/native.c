@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <sys/vfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -375,24 +376,47 @@ static int load(unsigned int type, const void *instructions, size_t count, const
 	return result;
 }
 
+/* What a token allows, as Linux 6.17 and later tell: linux/bpf.h, struct bpf_token_info. */
+static void ask_token(int token, uint64_t *told)
+{
+	struct { uint64_t commands, maps, programs, attachments; } info;
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	memset(&info, 0, sizeof(info));
+	attr.info.bpf_fd = token;
+	attr.info.info_len = sizeof(info);
+	attr.info.info = (uintptr_t)&info;
+	if (bpf_call(BPF_OBJ_GET_INFO_BY_FD, &attr))
+		return;
+	told[1] = 1;
+	told[2] = info.commands;
+	told[3] = info.programs;
+	told[4] = info.attachments;
+}
+
 /* The same with a token, which lives no longer, of the BPF file system mounted at token_path; without
- * one if that is NULL.  *token_error is the errno for which there is no token, or 0. */
+ * one if that is NULL.  Then told[0] is the errno for which there is no token, or 0; told[1] whether
+ * the kernel tells what it allows; told[2] to told[4] that: masks of commands, types of programs and
+ * types of attachments. */
 static int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
 			  const char *license, const char *name, char *log, size_t log_size,
 			  unsigned int log_level, const void *btf, size_t btf_size,
 			  const void *functions, size_t function_count, const char *token_path,
-			  int *token_error)
+			  uint64_t *told)
 {
 	int token = token_path ? token_of(token_path) : -1, result;
 
 	if (token_path && token < 0) {
-		*token_error = -token;
+		told[0] = -token;
 		return token;
 	}
 	result = load(type, instructions, count, license, name, log, log_size, log_level, btf,
 		      btf_size, functions, function_count, token);
-	if (token >= 0)
+	if (token >= 0) {
+		ask_token(token, told);
 		close(token);
+	}
 	return result;
 }
 
@@ -462,6 +486,16 @@ static int pykcm_bpf_pin(int fd, const char *path)
 	attr.bpf_fd = fd;
 	attr.pathname = (uintptr_t)path;
 	return bpf_call(BPF_OBJ_PIN, &attr);
+}
+
+/* Whether a path lies in a BPF file system. */
+static int pykcm_is_bpf_file_system(const char *path)
+{
+	struct statfs found;
+
+	if (statfs(path, &found) < 0)
+		return -errno;
+	return (unsigned long)found.f_type == 0xcafe4a11; /* BPF_FS_MAGIC, linux/magic.h */
 }
 
 static int pykcm_bpf_get(const char *path)

@@ -74,17 +74,17 @@ def load(
     if refused.errno == errno.EPERM or _explain.in_own_user_namespace():
         from pykcm.bpf import _token
 
-        where, missing = _token.path(), _kernel.integer()
+        where, told = _token.path(), _kernel.token_state()
         if where:
-            token = os.fsencode(where), missing
+            token = os.fsencode(where), told
             try:
                 return attempt()
             except OSError as error:
-                if missing[0]:
+                if told[0]:
                     token = ()  # the kernel's words about the plain attempt are worth having
                 else:
                     refused = error
-        why = _token.explain(where, missing[0], bool(types[0]))
+        why = _token.explain(where, told, bool(types[0]))
     log, whole = "", True
     if refused.errno not in _explain.NOT_THE_PROGRAM:
         for size in _LOG_SIZES:

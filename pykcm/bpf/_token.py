@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 from pykcm import _explain
 
 VARIABLE = "LIBBPF_BPF_TOKEN_PATH"
 DEFAULT_PATH = "/sys/fs/bpf"
 
-# The mount options, what loading a socket filter needs of each, and its bit: enum bpf_cmd,
-# bpf_prog_type and bpf_attach_type of include/uapi/linux/bpf.h.  A socket filter is attached by
-# no attach type; the kernel takes the 0 in its place for the first.
+# The mount options, what loading a socket filter needs of each, its bit in the mask (enum bpf_cmd,
+# bpf_prog_type and bpf_attach_type of include/uapi/linux/bpf.h), and where that is in what
+# `_kernel.bpf_load` told.  A socket filter is attached by no attach type; the kernel takes the 0 in
+# its place for the first.
 NEEDED = (
-    ("delegate_cmds", "prog_load", 5),
-    ("delegate_progs", "socket_filter", 1),
-    ("delegate_attachs", "cgroup_inet_ingress", 0),
+    ("delegate_cmds", "prog_load", 5, 2),
+    ("delegate_progs", "socket_filter", 1, 3),
+    ("delegate_attachs", "cgroup_inet_ingress", 0, 4),
 )
-_FOR_FUNCTIONS = ("delegate_cmds", "btf_load", 18)
+_FOR_FUNCTIONS = ("delegate_cmds", "btf_load", 18, 2)
 
-OPTIONS = ",".join(f"{option}={name}" for option, name, _ in NEEDED)
+OPTIONS = ",".join(f"{option}={name}" for option, name, *_ in NEEDED)
 """The mount options with which all framings can be loaded that call no function."""
 
 _WHY = {
@@ -48,24 +50,28 @@ def path() -> str:
     return os.environ.get(VARIABLE, DEFAULT_PATH)
 
 
-def missing(where: str, functions: bool = False) -> list[str] | None:
-    """What a mounted BPF file system does not delegate of what loading a socket filter needs.
+def missing(where: str, told: Sequence[int], functions: bool = False) -> list[str] | None:
+    """What a BPF file system does not delegate of what loading a socket filter needs.
 
     Args:
         where: the path at which it is mounted.
+        told: what `_kernel.bpf_load` said of its token.
         functions: whether the program calls functions of its own.
 
     Returns:
         Mount options, such as "delegate_cmds=prog_load"; None if it can't be found out.
     """
+    needed = (*NEEDED, _FOR_FUNCTIONS) if functions else NEEDED
+    if told[1]:
+        return [f"{option}={name}" for option, name, bit, at in needed if not told[at] >> bit & 1]
+    # Only then: on Linux 7.2 the kernel makes a fault of its own when it shows these options.
     found = _explain.mounted(where)
     if found is None or found[0] != "bpf":
         return None
     options = dict(option.partition("=")[::2] for option in found[1].split(","))
-    needed = (*NEEDED, _FOR_FUNCTIONS) if functions else NEEDED
     return [
         f"{option}={name}"
-        for option, name, bit in needed
+        for option, name, bit, _ in needed
         if not _delegates(options.get(option, ""), name, bit)
     ]
 
@@ -81,20 +87,19 @@ def _delegates(value: str, name: str, bit: int) -> bool:
     return False
 
 
-def explain(where: str, number: int, functions: bool = False) -> str:
+def explain(where: str, told: Sequence[int], functions: bool = False) -> str:
     """For the text of a refused load: what is the matter with the token.
 
     Args:
         where: the path at which it was looked for; empty for nowhere.
-        number: the errno for which there is none, or 0.
-        functions: as of `missing`.
+        told, functions: as of `missing`.
     """
     if not where:
         return f" and no BPF token ({VARIABLE} is empty)"
-    if number:
+    if number := told[0]:
         why = _WHY.get(number, "{path}: {reason}").format(path=where, reason=os.strerror(number))
         return f" and no BPF token ({why})"
-    lacking = missing(where, functions)
+    lacking = missing(where, told, functions)
     if lacking is None:
         return f"; the BPF token of {where} was not enough"
     if lacking:

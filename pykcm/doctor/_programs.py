@@ -105,7 +105,7 @@ def _way(situation: Situation) -> tuple[str, str]:
 def token(situation: Situation) -> Iterator[Finding]:
     """What the BPF file system delegates, where that counts."""
     name = "token"
-    where, number = _token.path(), _kernel.integer()
+    where, told = _token.path(), _kernel.token_state()
     if situation.plain:
         yield ok(name, "no BPF token is needed: a program loads without")
         return
@@ -120,15 +120,15 @@ def token(situation: Situation) -> Iterator[Finding]:
         os.close(
             retried(
                 *(_kernel.bpf_load, code, b"GPL", b"pykcm_doctor", None, None),
-                *(b"", b"", os.fsencode(where), number),
+                *(b"", b"", os.fsencode(where), told),
             )
         )
     except OSError as error:
-        said = _token.explain(where, number[0]).removeprefix(" and ").removeprefix("; ")
-        if number[0] or error.errno != errno.EPERM:
+        said = _token.explain(where, told).removeprefix(" and ").removeprefix("; ")
+        if told[0] or error.errno != errno.EPERM:
             yield unknown(name, f"{said}")
             return
-        lacking = _token.missing(where) or []
+        lacking = _token.missing(where, told) or []
         yield problem(
             name,
             said,
@@ -138,7 +138,7 @@ def token(situation: Situation) -> Iterator[Finding]:
         )
         return
     situation.by_token = True
-    functions = _token.missing(where, functions=True)
+    functions = _token.missing(where, told, functions=True)
     text = f"the BPF file system {where} delegates loading socket filters"
     if functions:
         yield ok(name, f"{text}; framings with functions of their own need {functions[0]} too")
@@ -274,8 +274,11 @@ def jit(situation: Situation) -> Iterator[Finding]:
 def file_system(situation: Situation) -> Iterator[Finding]:
     """Whether a program can be pinned, for processes that may load none."""
     name, where = "bpf file system", _token.DEFAULT_PATH
-    mounted = _explain.mounted(where)
-    if mounted is None or mounted[0] != "bpf":
+    try:
+        mounted = _kernel.is_bpf_file_system(os.fsencode(where))
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
         yield warning(
             name,
             f"no BPF file system is mounted at {where}: no program can be pinned there",

@@ -147,9 +147,22 @@ def test_what_a_mount_lacks(
     monkeypatch: pytest.MonkeyPatch, options: str, lacking: list[str]
 ) -> None:
     monkeypatch.setattr(_explain, "mounted", lambda path: ("bpf", options))
-    found = _token.missing("/x")
+    found = _token.missing("/x", [0] * 5)
     assert [each.partition("=")[0] for each in found or []] == [
         f"delegate_{name}" for name in lacking
+    ]
+
+
+def test_the_kernel_is_believed_before_the_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: str) -> tuple[str, str]:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(_explain, "mounted", read)
+    assert _token.missing("/x", [0, 1, 1 << 5, 1 << 1, 1]) == []
+    assert _token.missing("/x", [0, 1, 1 << 5, 1 << 1, 1], True) == ["delegate_cmds=btf_load"]
+    assert _token.missing("/x", [0, 1, 1 << 18, 1 << 1, 2]) == [
+        "delegate_cmds=prog_load",
+        "delegate_attachs=cgroup_inet_ingress",
     ]
 
 

@@ -27,8 +27,8 @@ class _Many(ctypes.Structure):
     _fields_ = [("message", syscalls.Message), ("size", ctypes.c_uint)]
 
 
-def integer() -> Any:
-    return (ctypes.c_int * 1)()
+def token_state() -> Any:
+    return (ctypes.c_uint64 * 5)()
 
 
 def open_socket(type: int = socket.SOCK_DGRAM, protocol: int | None = None) -> socket.socket:
@@ -108,10 +108,10 @@ def bpf_load(
     btf: bytes = b"",
     functions: bytes = b"",
     token_path: bytes = b"",
-    token_error: Any = None,
+    told: Any = None,
 ) -> int:
     if token_path:
-        token_error[0] = errno.ENOSYS
+        told[0] = errno.ENOSYS
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     kind = lib.BPF_PROG_TYPE_SOCKET_FILTER if type is None else type
     return syscalls.load(kind, code, name, log, license)
