@@ -4,7 +4,7 @@
 # (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix bench container shell clean
+.PHONY: help demo test matrix bench container shell man clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -28,6 +28,9 @@ container: ## the tests in a container
 
 shell: ## a shell where KCM works
 	@ci/run-kcm bash --norc $(ARGS)
+
+man: ## the manual pages of kcm, in build/man
+	@ci/setup && .venv/bin/python -m ci.manual $(ARGS)
 
 clean: ## remove what was built and fetched
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # `kcm` starts quickly.
 COMMANDS = {
     "asm": "Assemble BPF text: to bytes, C, or a pin.",
+    "connect": "Send and receive whole messages over TCP connections: netcat for KCM.",
     "demo": "Send messages through a real KCM and count what arrives.",
     "disasm": "Disassemble a BPF program: a file's, a pinned one, one in the kernel.",
     "doctor": "Say whether KCM can be used here, and what puts right what is wrong.",

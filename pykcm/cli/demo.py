@@ -26,6 +26,7 @@ from rich.table import Table
 
 from pykcm import _loopback, bpf
 from pykcm._offset import find_strategy
+from pykcm.cli import _output
 from pykcm.framing import Framing
 from pykcm.selftest import traffic
 from pykcm.socket import KCMSocket
@@ -376,7 +377,7 @@ def command(seed: int | None, messages: int, connections: int, workers: int, as_
     """
     if seed is None:
         seed = random.SystemRandom().randrange(1 << 32)
-    console = Console(stderr=True)
+    console = _output.console(stderr=True)
     console.print(f"seed {seed}", highlight=False)
     strategy = find_strategy()
     share, rest = divmod(messages, connections)
@@ -392,5 +393,5 @@ def command(seed: int | None, messages: int, connections: int, workers: int, as_
     if as_json:
         click.echo(json.dumps(report))
     else:
-        _print(Console(width=min(80, Console().width)), report)
+        _print(_output.console(), report)
     sys.exit(0 if report["passed"] else 1)

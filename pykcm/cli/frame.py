@@ -135,7 +135,7 @@ def _list(as_json: bool) -> None:
         ]
         click.echo(json.dumps({"framings": framings, "left_out": dict(protocols.LEFT_OUT)}))
         return
-    formatter = click.HelpFormatter(width=80)
+    formatter = click.get_current_context().make_formatter()
     formatter.write_dl([(each.name, each.summary) for each in protocols.ALL.values()])
     formatter.write_paragraph()
     formatter.write_text("Without a framing, and why:")

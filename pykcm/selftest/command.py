@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         "check does",
     )
     return parser
+
+
+def option_names() -> list[str]:
+    """The names of its options, for those who complete what is typed."""
+    return sorted(set(re.findall(r"--[a-z-]+", _parser().format_usage())))
 
 
 def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest")) -> int:

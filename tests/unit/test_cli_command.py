@@ -160,3 +160,31 @@ def test_a_reader_that_has_gone(arguments: list[str]) -> None:
             [*KCM, *arguments], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, check=False
         )
     assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_console_leaves_a_reader_that_has_gone_to_the_frame() -> None:
+    """Rich would end the process itself, with another exit status."""
+    script = (
+        "import sys; from pykcm.cli._output import console\n"
+        "try:\n    console().print('x' * 100_000)\n"
+        "except BrokenPipeError:\n    sys.exit(77)"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=pipe, check=False)
+    assert result.returncode == 77
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["frame", "--help"], ["frame", "--list"]])
+def test_a_narrow_terminal(arguments: list[str]) -> None:
+    result = subprocess.run(
+        [*KCM, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "20"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\x1b" not in result.stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -306,6 +308,19 @@ def test_a_capture_that_is_cut(writer: Any) -> None:
         assert len(streams) <= 1
     status, report = checked(content[:-3])
     assert (status, report["whole"]) == (_check.NOT_WHOLE, False)
+
+
+@pytest.mark.parametrize("writer", [dpkt.pcap.Writer, dpkt.pcapng.Writer])
+def test_a_damaged_capture(writer: Any) -> None:
+    random_ = random.Random(7)
+    content = pcap(SYN, *split(20, 3), packet6(9, b"\0\1x"), writer=writer)
+    for _ in range(500):
+        damaged = bytearray(content)
+        for _ in range(random_.choice((1, 2, 8))):
+            value = random_.choice((0, 6, 44, 60, 255, random_.randrange(256)))
+            damaged[random_.randrange(4, len(damaged))] = value
+        with contextlib.suppress(_capture.CaptureError):
+            _capture.read(io.BytesIO(damaged), lambda: Scan(protocols.THRIFT_FRAMED), None)
 
 
 def test_a_link_type_that_is_not_known() -> None:
