@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Sequence
 
-from pykcm import _explain
+from pykcm import _explain, _kernel
 
 VARIABLE = "LIBBPF_BPF_TOKEN_PATH"
 DEFAULT_PATH = "/sys/fs/bpf"
@@ -95,10 +95,12 @@ def explain(where: str, told: Sequence[int], functions: bool = False) -> str:
         told, functions: as of `missing`.
     """
     if not where:
-        return f" and no BPF token ({VARIABLE} is empty)"
+        return f"; it has no BPF token ({VARIABLE} is empty)"
     if number := told[0]:
+        if number == errno.EINVAL and not _kernel.is_bpf_file_system(os.fsencode(where)):
+            return f"; it has no BPF token ({where} is not in a BPF file system)"
         why = _WHY.get(number, "{path}: {reason}").format(path=where, reason=os.strerror(number))
-        return f" and no BPF token ({why})"
+        return f"; it has no BPF token ({why})"
     lacking = missing(where, told, functions)
     if lacking is None:
         return f"; the BPF token of {where} was not enough"

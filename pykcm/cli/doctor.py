@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pykcm.doctor import Finding, Target
 
 _WIDTH = 80
+_WORD = re.compile(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""")  # of a command: quotes stay whole
 _NAME = 17  # columns for the name of what was looked at
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unknown": "blue"}
 _COUNTED = ("warning", "problem")
@@ -112,15 +114,11 @@ def _print(finding: Finding) -> None:
 
 def _command(text: str) -> str:
     """A command that can be copied: what goes on in the next line has a backslash before that."""
-    first, rest = " " * 10 + "$ ", " " * 14
-    lines = textwrap.wrap(
-        text,
-        _WIDTH - 2,
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    lines = [" " * 10 + "$"]
+    for word in _WORD.findall(text):
+        if len(lines[-1]) + 1 + len(word) > _WIDTH - 2 and lines[-1].strip() != "$":
+            lines.append(" " * 13)
+        lines[-1] += f" {word}"
     return " \\\n".join(lines)
 
 

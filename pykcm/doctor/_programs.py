@@ -124,9 +124,12 @@ def token(situation: Situation) -> Iterator[Finding]:
             )
         )
     except OSError as error:
-        said = _token.explain(where, told).removeprefix(" and ").removeprefix("; ")
-        if told[0] or error.errno != errno.EPERM:
-            yield unknown(name, f"{said}")
+        said = _token.explain(where, told).removeprefix("; ")
+        if told[0]:
+            yield ok(name, said)
+            return
+        if error.errno != errno.EPERM:
+            yield unknown(name, f"with a token loading fails otherwise: {error.strerror}")
             return
         lacking = _token.missing(where, told) or []
         yield problem(

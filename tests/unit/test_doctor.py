@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pykcm import _loopback, _module, _offset, doctor
+from pykcm import _explain, _loopback, _module, _offset, doctor
 from pykcm.doctor import Finding, Status, _holes, _limits, _programs, _sockets, _traffic, report
 from pykcm.doctor._attempt import attempt
 from pykcm.doctor._errors import more_descriptors
@@ -239,6 +240,15 @@ def test_want_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = _traffic.loopback(Situation(System()))
     assert found.fix == more_descriptors()
     assert "RLIMIT_NOFILE" in found.text
+
+
+def test_a_long_command_can_be_copied() -> None:
+    from pykcm.cli.doctor import _command
+
+    for command in (_explain.RUN_WITH_CAPABILITIES, _explain.RUN_WITH_TOKEN):
+        shown = _command(command)
+        assert max(map(len, shown.splitlines())) <= 80
+        assert shlex.split(shown.replace("\\\n", "").strip()) == ["$", *shlex.split(command)]
 
 
 def test_exit_statuses() -> None:
