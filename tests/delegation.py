@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pykcm import _kernel
+
 # asm-generic/unistd.h; the same on every architecture.
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
 # linux/mount.h, linux/fcntl.h, linux/sched.h, linux/capability.h
@@ -32,6 +34,8 @@ FULL = {
     "delegate_attachs": "cgroup_inet_ingress",
 }
 
+_RETURN = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,7 +43,7 @@ def _called(name: str, *arguments: object) -> int:
     result: int = getattr(_libc, name)(*arguments)
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{name}{arguments}: {os.strerror(number)}")
+        raise OSError(number, f"{name}: {os.strerror(number)}")
     return result
 
 
@@ -94,17 +98,31 @@ def delegated(
         assert os.waitpid(pid, 0)[1] == 0
 
 
-def refusal(options: Mapping[str, str] = FULL) -> str:
+def refusal() -> str:
     """Why nothing can be delegated here; empty if it can."""
     if os.geteuid() != 0:
         return "delegating requires root"
+    read, write = os.pipe()
+
+    def run() -> None:  # an older kernel ignores options that it does not know
+        told = _kernel.token_state()
+        with contextlib.suppress(OSError):
+            os.close(
+                _kernel.bpf_load(_RETURN, b"GPL", b"", None, None, b"", b"", b"/sys/fs/bpf", told)
+            )
+        os.write(write, bytes([told[0] == 0]))
+
     try:
-        delegated(options, lambda: None)
+        delegated(FULL, run)
+        why = "" if os.read(read, 1) == b"\1" else "there are no tokens"
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EPERM):
-            return f"this kernel delegates no BPF ({error.strerror}); Linux 6.9 does"
-        raise
-    return ""
+        if error.errno not in (errno.EINVAL, errno.EPERM):
+            raise
+        why = error.strerror or ""
+    finally:
+        os.close(read)
+        os.close(write)
+    return f"this kernel delegates no BPF ({why}); Linux 6.9 does" if why else ""
 
 
 def _end(run: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -90,7 +91,7 @@ def load(
         for size in _LOG_SIZES:
             room = bytearray(size)
             try:
-                return attempt(room)
+                return _with_locked_memory(functools.partial(attempt, room))
             except OSError as error:
                 whole = error.errno != errno.ENOSPC
             # This attempt may have failed for another reason, a want of memory say: with no log.

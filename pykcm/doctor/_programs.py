@@ -253,14 +253,19 @@ def jit(situation: Situation) -> Iterator[Finding]:
         yield warning(
             name,
             "programs are interpreted, not compiled: every message takes longer",
-            "sudo sysctl -w net.core.bpf_jit_enable=1",
+            "sudo sysctl -w net.core.bpf_jit_enable=1" if enabled else "",
+            "" if enabled else "boot a kernel built with CONFIG_BPF_JIT",
         )
     else:
         yield ok(name, "programs are compiled to machine code")
     name = "jit hardening"
     hardening = situation.system.read("/proc/sys/net/core/bpf_jit_harden")
     privileged = situation.plain and _explain.may_load() and bool(_explain.capabilities())
-    if hardening is None:
+    if enabled is None and not situation.system.exists("/proc/sys/net/core/bpf_jit_enable"):
+        yield ok(
+            name, "there is no compiler whose constants could be blinded, as far as /proc shows"
+        )
+    elif hardening is None:
         yield unknown(name, "net.core.bpf_jit_harden can be read by root alone")
     elif hardening == "2" or (hardening == "1" and not privileged):
         who = "all" if hardening == "2" else "unprivileged"

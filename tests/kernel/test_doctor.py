@@ -90,7 +90,7 @@ def nothing() -> None:
 def test_root() -> None:
     found = examined(nothing)
     assert names(found, Status.PROBLEM) == set()
-    assert names(found, Status.WARNING) <= {"taint"}
+    assert names(found, Status.WARNING) <= {"taint", "jit"}  # no compiler on User-Mode Linux
     assert {"socket", "program", "offset", "messages", "framing", "clone"} <= names(
         found, Status.OK
     )
@@ -225,6 +225,8 @@ def test_a_module_that_must_not_be_loaded(unloaded: None, line: str) -> None:
 
 
 def test_a_module_that_was_removed(unloaded: None) -> None:
+    if not MODULES.exists():
+        pytest.skip("this kernel's modules are loaded from elsewhere")
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", MODULES], check=True)
     try:
         found = examined(nothing)
