@@ -262,8 +262,10 @@ def jit(situation: Situation) -> Iterator[Finding]:
     hardening = situation.system.read("/proc/sys/net/core/bpf_jit_harden")
     privileged = situation.plain and _explain.may_load() and bool(_explain.capabilities())
     if enabled is None and not situation.system.exists("/proc/sys/net/core/bpf_jit_enable"):
-        yield ok(
-            name, "there is no compiler whose constants could be blinded, as far as /proc shows"
+        yield unknown(
+            name,
+            "there is no compiler, or its settings are not shown: only the first network "
+            "namespace has them",
         )
     elif hardening is None:
         yield unknown(name, "net.core.bpf_jit_harden can be read by root alone")
