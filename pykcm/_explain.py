@@ -105,7 +105,8 @@ def _unprivileged(_: Mapping[str, Any]) -> bool:
     return not capabilities() & {"CAP_BPF", "CAP_SYS_ADMIN"}
 
 
-def _in_own_user_namespace(_: Mapping[str, Any]) -> bool:
+def in_own_user_namespace() -> bool:
+    """Whether this process is in another user namespace than the initial one."""
     return _read("/proc/self/uid_map").split() not in ([], ["0", "0", "4294967295"])
 
 
@@ -117,19 +118,29 @@ def _has_no_directory(names: Mapping[str, Any]) -> bool:
     return not os.path.isdir(names["directory"])
 
 
-def _outside_bpf_file_system(names: Mapping[str, Any]) -> bool:
-    """Whether a path's directory lies elsewhere than in a mounted BPF file system."""
+def mounted(path: str) -> tuple[str, str] | None:
+    """The type and the options of the file system in which a path lies (proc(5), mountinfo).
+
+    None if that can't be told; both are empty if it is not among the mounts that this process sees.
+    """
     try:
-        device = os.stat(names["directory"]).st_dev
+        device = os.stat(path).st_dev
     except OSError:
-        return False  # can't tell: the kernel's own word has to do
+        return None
     wanted = f"{os.major(device)}:{os.minor(device)}"
     mounts = _read("/proc/self/mountinfo")
     for line in mounts.splitlines():
         fields, _, rest = line.partition(" - ")
         if fields.split()[2] == wanted:
-            return rest.split()[0] != "bpf"
-    return bool(mounts)
+            kind, *_, options = rest.split()
+            return kind, options
+    return ("", "") if mounts else None
+
+
+def _outside_bpf_file_system(names: Mapping[str, Any]) -> bool:
+    """Whether a path's directory lies elsewhere than in a mounted BPF file system."""
+    found = mounted(names["directory"])
+    return found is not None and found[0] != "bpf"  # else the kernel's own word has to do
 
 
 def _has_dot(names: Mapping[str, Any]) -> bool:
@@ -145,24 +156,48 @@ _FOUND: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "directory": lambda names: os.path.dirname(os.path.abspath(names["path"])),
     "held": lambda names: " and ".join(sorted(capabilities())),
     "setting": _setting,
+    "token": lambda _: "",
 }
 
+RUN_WITH_CAPABILITIES = (
+    "systemd-run -p User=$USER -p AmbientCapabilities='CAP_BPF CAP_PERFMON' COMMAND"
+)
+RUN_WITH_TOKEN = (
+    "systemd-run -p PrivateUsers=yes -p PrivateBPF=yes -p BPFDelegateCommands=BPFProgLoad "
+    "-p BPFDelegatePrograms=BPFProgTypeSocketFilter "
+    "-p BPFDelegateAttachments=BPFCgroupInetIngress COMMAND"
+)
+LOAD_AND_PIN = "sudo kcm frame FRAMING --pin /sys/fs/bpf/NAME"
+WAYS = (
+    "Three ways remain: "
+    f"run it as root (sudo COMMAND) or with CAP_BPF and CAP_PERFMON ({RUN_WITH_CAPABILITIES}); "
+    f"give it a BPF token (Linux 6.9 and systemd 258: {RUN_WITH_TOKEN}); or "
+    f"a process with CAP_BPF and CAP_PERFMON must load this program ({LOAD_AND_PIN}); "
+    "attach it by path (Program.from_pin)"
+)
+"""How a program can be loaded all the same; ends the text of an error."""
+
+
+def reason(error: KCMOSError) -> str:
+    """An error's text without the ways that remain."""
+    return (error.strerror or str(error)).removesuffix(WAYS).rstrip(" .")
+
+
 _NO_BPF = Row(errno.ENOSYS, UnavailableError, "this kernel has no bpf(2)")
-_PIN_IT = "must load this program; pin it and attach by path"
 _DENIED = (
     Row(
         errno.EPERM,
         CapabilityError,
-        "{what} was refused: this process has neither CAP_BPF nor CAP_SYS_ADMIN{setting}: "
-        f"a process with CAP_BPF and CAP_PERFMON {_PIN_IT}",
+        "{what} was refused: this process has neither CAP_BPF nor CAP_SYS_ADMIN{setting}{token}. "
+        f"{WAYS}",
         _unprivileged,
     ),
     Row(
         errno.EPERM,
         CapabilityError,
-        "{what} was refused: this process has {held} in a user namespace of its own only: "
-        f"a process with CAP_BPF and CAP_PERFMON in the initial one {_PIN_IT}",
-        _in_own_user_namespace,
+        "{what} was refused: this process has {held} in a user namespace of its own only{token}. "
+        f"{WAYS}",
+        lambda _: in_own_user_namespace(),
     ),
     Row(
         errno.EPERM,

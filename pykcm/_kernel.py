@@ -278,6 +278,8 @@ def bpf_load(
     type: int | None = None,
     btf: bytes = b"",
     functions: bytes = b"",
+    token_path: bytes = b"",
+    told: Any = None,
 ) -> int:
     """BPF_PROG_LOAD: the descriptor of a new program, close-on-exec.
 
@@ -287,6 +289,9 @@ def bpf_load(
         type: BPF_PROG_TYPE_*; a socket filter by default.
         btf: the types of the program's functions (BPF_BTF_LOAD); empty for none.
         functions: an array of struct bpf_func_info: where each begins, and its type.
+        token_path: where the BPF file system is mounted of which a token (Linux 6.9) is taken
+            for it; empty for none.
+        told: what `token_state` made, for what there is to say of the token.
     """
     kind = lib.BPF_PROG_TYPE_SOCKET_FILTER if type is None else type
     room = ffi.from_buffer("char[]", log, require_writable=True) if log else ffi.NULL
@@ -294,7 +299,19 @@ def bpf_load(
     level = 1 if log else 0
     program = kind, code, len(code) // 8, license, name, room, size, level
     arguments = *program, btf, len(btf), functions, len(functions) // 8
-    return fd if (fd := lib.pykcm_bpf_load(*arguments)) >= 0 else _result(fd)
+    token = (token_path, told) if token_path else (ffi.NULL, ffi.NULL)
+    return fd if (fd := lib.pykcm_bpf_load(*arguments, *token)) >= 0 else _result(fd)
+
+
+def token_state() -> Any:
+    """For `bpf_load` to write to: the errno for which there is no token; whether the kernel tells
+    what it allows; and that: masks of commands, types of programs, types of attachments."""
+    return ffi.new("uint64_t[5]")
+
+
+def is_bpf_file_system(path: bytes) -> bool:
+    """Whether a path lies in a BPF file system (statfs(2))."""
+    return bool(_result(lib.pykcm_is_bpf_file_system(path)))
 
 
 def bpf_run(fd: int, data: bytes, repeat: int) -> tuple[int, int]:

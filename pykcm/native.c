@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <sys/vfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -285,54 +286,137 @@ static int pykcm_recvmmsg(int fd, char *buffer, size_t size, size_t room, int co
 
 /* ---- bpf(2): linux/bpf.h ---- */
 
-static int bpf_call(int command, union bpf_attr *attr)
+/* Linux 6.9 added tokens; these are its numbers, for headers that are older. */
+#define TOKEN_CREATE 36		  /* BPF_TOKEN_CREATE */
+#define TOKEN_FLAG (1U << 16)	  /* BPF_F_TOKEN_FD */
+#define TOKEN_IN_BTF_LOAD 36	  /* offsetof btf_token_fd; btf_flags is the word before */
+#define TOKEN_IN_PROG_LOAD 144	  /* offsetof prog_token_fd */
+
+union attributes {
+	union bpf_attr attr;
+	uint32_t words[TOKEN_IN_PROG_LOAD / 4 + 2];
+};
+
+static int bpf_call_of(int command, void *attr, size_t size)
 {
-	long result = syscall(__NR_bpf, command, attr, sizeof(*attr));
+	long result = syscall(__NR_bpf, command, attr, size);
 
 	return result < 0 ? -errno : (int)result;
+}
+
+static int bpf_call(int command, union bpf_attr *attr)
+{
+	return bpf_call_of(command, attr, sizeof(*attr));
+}
+
+/* A token of the BPF file system that is mounted at a path: its descriptor. */
+static int token_of(const char *path)
+{
+	struct { uint32_t flags, bpffs_fd; } create = { 0, 0 };
+	int directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), token;
+
+	if (directory < 0)
+		return -errno;
+	create.bpffs_fd = directory;
+	token = bpf_call_of(TOKEN_CREATE, &create, sizeof(create));
+	close(directory);
+	return token;
 }
 
 /* Load a program of count instructions of 8 bytes; log may be NULL with log_size 0, and so may btf:
  * the types of the program's functions, with an array of struct bpf_func_info that says where each
  * begins.  The returned descriptor is close-on-exec: the kernel makes every BPF descriptor so. */
-static int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
-			  const char *license, const char *name, char *log, size_t log_size,
-			  unsigned int log_level, const void *btf, size_t btf_size,
-			  const void *functions, size_t function_count)
+static int load(unsigned int type, const void *instructions, size_t count, const char *license,
+		const char *name, char *log, size_t log_size, unsigned int log_level,
+		const void *btf, size_t btf_size, const void *functions, size_t function_count,
+		int token)
 {
-	union bpf_attr attr;
-	size_t name_length = strlen(name);
+	union attributes all;
+	union bpf_attr *attr = &all.attr;
+	size_t name_length = strlen(name), size = token < 0 ? sizeof(*attr) : sizeof(all);
 	int btf_fd = -1, result;
 
 	if (count > UINT32_MAX || log_size > UINT32_MAX || btf_size > UINT32_MAX ||
-	    function_count > count || name_length >= sizeof(attr.prog_name))
+	    function_count > count || name_length >= sizeof(attr->prog_name))
 		return -EINVAL;
 	if (btf_size) {
-		memset(&attr, 0, sizeof(attr));
-		attr.btf = (uintptr_t)btf;
-		attr.btf_size = btf_size;
-		btf_fd = bpf_call(BPF_BTF_LOAD, &attr);
+		memset(&all, 0, sizeof(all));
+		attr->btf = (uintptr_t)btf;
+		attr->btf_size = btf_size;
+		if (token >= 0) {
+			all.words[TOKEN_IN_BTF_LOAD / 4 - 1] = TOKEN_FLAG;
+			all.words[TOKEN_IN_BTF_LOAD / 4] = token;
+		}
+		btf_fd = bpf_call_of(BPF_BTF_LOAD, &all, size);
 		if (btf_fd < 0)
 			return btf_fd;
 	}
-	memset(&attr, 0, sizeof(attr));
-	attr.prog_type = type;
-	attr.insns = (uintptr_t)instructions;
-	attr.insn_cnt = count;
-	attr.license = (uintptr_t)license;
-	attr.log_buf = (uintptr_t)log;
-	attr.log_size = log_size;
-	attr.log_level = log_level;
-	memcpy(attr.prog_name, name, name_length);
+	memset(&all, 0, sizeof(all));
+	attr->prog_type = type;
+	attr->insns = (uintptr_t)instructions;
+	attr->insn_cnt = count;
+	attr->license = (uintptr_t)license;
+	attr->log_buf = (uintptr_t)log;
+	attr->log_size = log_size;
+	attr->log_level = log_level;
+	memcpy(attr->prog_name, name, name_length);
 	if (btf_size) {
-		attr.prog_btf_fd = btf_fd;
-		attr.func_info = (uintptr_t)functions;
-		attr.func_info_rec_size = sizeof(struct bpf_func_info);
-		attr.func_info_cnt = function_count;
+		attr->prog_btf_fd = btf_fd;
+		attr->func_info = (uintptr_t)functions;
+		attr->func_info_rec_size = sizeof(struct bpf_func_info);
+		attr->func_info_cnt = function_count;
 	}
-	result = bpf_call(BPF_PROG_LOAD, &attr);
+	if (token >= 0) {
+		attr->prog_flags = TOKEN_FLAG;
+		all.words[TOKEN_IN_PROG_LOAD / 4] = token;
+	}
+	result = bpf_call_of(BPF_PROG_LOAD, &all, size);
 	if (btf_size)
 		close(btf_fd); /* the program holds on to its BTF */
+	return result;
+}
+
+/* What a token allows, as Linux 6.17 and later tell: linux/bpf.h, struct bpf_token_info. */
+static void ask_token(int token, uint64_t *told)
+{
+	struct { uint64_t commands, maps, programs, attachments; } info;
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	memset(&info, 0, sizeof(info));
+	attr.info.bpf_fd = token;
+	attr.info.info_len = sizeof(info);
+	attr.info.info = (uintptr_t)&info;
+	if (bpf_call(BPF_OBJ_GET_INFO_BY_FD, &attr))
+		return;
+	told[1] = 1;
+	told[2] = info.commands;
+	told[3] = info.programs;
+	told[4] = info.attachments;
+}
+
+/* The same with a token, which lives no longer, of the BPF file system mounted at token_path; without
+ * one if that is NULL.  Then told[0] is the errno for which there is no token, or 0; told[1] whether
+ * the kernel tells what it allows; told[2] to told[4] that: masks of commands, types of programs and
+ * types of attachments. */
+static int pykcm_bpf_load(unsigned int type, const void *instructions, size_t count,
+			  const char *license, const char *name, char *log, size_t log_size,
+			  unsigned int log_level, const void *btf, size_t btf_size,
+			  const void *functions, size_t function_count, const char *token_path,
+			  uint64_t *told)
+{
+	int token = token_path ? token_of(token_path) : -1, result;
+
+	if (token_path && token < 0) {
+		told[0] = -token;
+		return token;
+	}
+	result = load(type, instructions, count, license, name, log, log_size, log_level, btf,
+		      btf_size, functions, function_count, token);
+	if (token >= 0) {
+		ask_token(token, told);
+		close(token);
+	}
 	return result;
 }
 
@@ -402,6 +486,16 @@ static int pykcm_bpf_pin(int fd, const char *path)
 	attr.bpf_fd = fd;
 	attr.pathname = (uintptr_t)path;
 	return bpf_call(BPF_OBJ_PIN, &attr);
+}
+
+/* Whether a path lies in a BPF file system. */
+static int pykcm_is_bpf_file_system(const char *path)
+{
+	struct statfs found;
+
+	if (statfs(path, &found) < 0)
+		return -errno;
+	return (unsigned long)found.f_type == 0xcafe4a11; /* BPF_FS_MAGIC, linux/magic.h */
 }
 
 static int pykcm_bpf_get(const char *path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -60,19 +62,36 @@ def load(
 
         types = _functions.describe(_functions.starts(code), functions_take)
 
+    token: tuple[Any, ...] = ()
+
     def attempt(log: bytearray | None = None) -> int:
-        return retried(_kernel.bpf_load, code, license, name.encode(), log, None, *types)
+        return retried(_kernel.bpf_load, code, license, name.encode(), log, None, *types, *token)
 
     try:
         return _with_locked_memory(attempt)
     except OSError as error:
         refused = error
+    why = ""
+    if refused.errno == errno.EPERM or _explain.in_own_user_namespace():
+        from pykcm.bpf import _token
+
+        where, told = _token.path(), _kernel.token_state()
+        if where:
+            token = os.fsencode(where), told
+            try:
+                return attempt()
+            except OSError as error:
+                if told[0]:
+                    token = ()  # the kernel's words about the plain attempt are worth having
+                else:
+                    refused = error
+        why = _token.explain(where, told, bool(types[0]))
     log, whole = "", True
     if refused.errno not in _explain.NOT_THE_PROGRAM:
         for size in _LOG_SIZES:
             room = bytearray(size)
             try:
-                return attempt(room)
+                return _with_locked_memory(functools.partial(attempt, room))
             except OSError as error:
                 whole = error.errno != errno.ENOSPC
             # This attempt may have failed for another reason, a want of memory say: with no log.
@@ -85,7 +104,7 @@ def load(
         raise _verifier.refusal(refused, log, whole, code, text, lines) from refused
     count = len(code) // isa.SIZE
     what = f"loading the program {name!r} of {count} instructions"
-    raise _explain.explain(refused, _explain.LOAD, what=what, count=count) from refused
+    raise _explain.explain(refused, _explain.LOAD, what=what, count=count, token=why) from refused
 
 
 def _with_locked_memory(attempt: Callable[[], int]) -> int:

@@ -18,6 +18,7 @@ COMMANDS = {
     "connect": "Send and receive whole messages over TCP connections: netcat for KCM.",
     "demo": "Send messages through a real KCM and count what arrives.",
     "disasm": "Disassemble a BPF program: a file's, a pinned one, one in the kernel.",
+    "doctor": "Say whether KCM can be used here, and what puts right what is wrong.",
     "frame": "Show a framing's program, pin it, or try the framing on a capture.",
     "selftest": "Check the kernel's KCM against its documentation; a report in KTAP.",
     "stat": "Show multiplexors, sockets, transports, and the processes that hold them.",

@@ -5,20 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from pykcm import _kernel, _loopback, bpf
+from pykcm import _kernel, _loopback, _module, bpf
 from pykcm.errors import KCMError, UnavailableError
-
-_MODPROBE = (
-    "/etc/modprobe.d",
-    "/run/modprobe.d",
-    "/usr/local/lib/modprobe.d",
-    "/usr/lib/modprobe.d",
-    "/lib/modprobe.d",
-)  # modprobe.d(5)
 
 # Such as the checks load: what the assembler needs for it is then ready in each of their processes.
 _PROGRAM = "r6 = r1\nr0 = *(u32 *)skb[0]\nr0 += 4\nexit"
@@ -82,64 +72,24 @@ def _why_no_socket(error: OSError) -> str:
         return f"{what}: a seccomp filter or a security module forbids it"
     if error.errno != errno.EAFNOSUPPORT:
         return f"{what}: {error.strerror}"
-    where = forbidden()
-    if where:
-        return f"{what}: the module kcm is blacklisted by {where}; remove that, or modprobe kcm"
+    found = _module.look()
     release = os.uname().release
-    modules = Path("/lib/modules") / release
-    if not modules.exists():
+    if found.forbidden:
         return (
-            f"{what}: this kernel has no AF_KCM built in, and no {modules} to load it from; "
-            "load kcm outside of this container or guest, or boot a kernel that has it"
+            f"{what}: the module kcm is blacklisted by {found.forbidden}; remove that, or "
+            "modprobe kcm"
         )
-    if not _listed(modules):
+    if found.state is _module.State.NO_MODULES:
+        return (
+            f"{what}: this kernel has no AF_KCM built in, and no /lib/modules/{release} to load it "
+            "from; load kcm outside of this container or guest, or boot a kernel that has it"
+        )
+    if found.state is _module.State.NOT_LISTED:
         return (
             f"{what}: kernel {release} was built without AF_KCM (CONFIG_AF_KCM); boot one that "
             "has it, such as Debian's stock kernels"
         )
     return f"{what}: the module kcm is there but was not loaded; run modprobe kcm as root"
-
-
-def forbidden(
-    directories: tuple[str, ...] = _MODPROBE, command_line: str = "/proc/cmdline"
-) -> str | None:
-    """Where it is written that the module kcm must not be loaded; None if nowhere."""
-    for path in _files(directories):
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.split("#")[0].split()
-            if words[:2] in (["blacklist", "kcm"], ["install", "kcm"]) or words[:3] == [
-                *("alias", "net-pf-41", "off")
-            ]:
-                return f"{path}:{number}"
-    try:
-        options = Path(command_line).read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return None
-    for option in options:
-        name, _, modules = option.partition("=")
-        if name in ("module_blacklist", "modprobe.blacklist") and "kcm" in modules.split(","):
-            return f"the kernel's command line ({option})"
-    return None
-
-
-def _files(directories: tuple[str, ...]) -> Iterator[Path]:
-    for directory in directories:
-        yield from sorted(Path(directory).glob("*.conf"))
-
-
-def _listed(modules: Path) -> bool:
-    for name in ("modules.dep", "modules.builtin"):
-        try:
-            text = (modules / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        if re.search(r"/kcm\.ko\b", text):
-            return True
-    return False
 
 
 def _who() -> str:

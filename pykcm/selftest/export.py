@@ -21,6 +21,7 @@ _MODULES = (
     "_explain.py",
     "_faults.py",
     "_loopback.py",
+    "_module.py",
     "_offset.py",
     "_tcp.py",
     "_trials.py",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import platform
 import re
@@ -10,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pykcm import __version__, _faults
+from pykcm import __version__, _faults, _module
 from pykcm.selftest import versions
 
 _MACHINE = ("/sys/class/dmi/id/product_name", "/proc/device-tree/model")
@@ -39,7 +38,7 @@ def collect(command: Sequence[str]) -> dict[str, str]:
         "machine": _machine(),
         "kernel command line": _text("/proc/cmdline"),
         **_faults_seen(),
-        "config": " ".join(f"{option}={value}" for option, value in _config(name.release)),
+        "config": " ".join(f"{option}={value}" for option, value in _config()),
     }
     return {fact: text for fact, text in facts.items() if text}
 
@@ -63,15 +62,9 @@ def _faults_seen() -> dict[str, str]:
     return {"taint": f"{taint}{said}", "faults are seen by taint only": watch.blind}
 
 
-def _config(release: str) -> list[tuple[str, str]]:
+def _config() -> list[tuple[str, str]]:
     """The options of the kernel's configuration, where it is shown."""
-    text = ""
-    try:
-        text = gzip.decompress(Path("/proc/config.gz").read_bytes()).decode("ascii", "replace")
-    except OSError:
-        for path in (f"/boot/config-{release}", f"/lib/modules/{release}/config"):
-            text = text or _text(path)
-    return _OPTIONS.findall(text)
+    return _OPTIONS.findall(_module.configuration())
 
 
 def _text(path: str) -> str:

@@ -422,6 +422,16 @@ def test_locked_memory_is_raised_for_a_kernel_that_counts_it_and_only_then(
     resource.setrlimit(resource.RLIMIT_MEMLOCK, original)
 
 
+def test_a_refusal_has_its_log_though_locked_memory_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_explain, "may_load", lambda: True)
+    Kernel(monkeypatch, pykcm_bpf_load=[-errno.EPERM, -errno.EACCES, -errno.EPERM])
+    with pytest.raises(VerifierError) as refused:
+        Program.load("r0 = r5\nexit")
+    assert "R5 !read_ok" in refused.value.log
+
+
 def test_a_kernel_without_bpf_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     Kernel(monkeypatch, pykcm_bpf_load=[-errno.ENOSYS], pykcm_bpf_get=[-errno.ENOSYS])
     with pytest.raises(UnavailableError, match="no bpf"):
@@ -438,7 +448,7 @@ def test_a_kernel_without_bpf_is_unavailable(monkeypatch: pytest.MonkeyPatch) ->
             "2",
             "neither CAP_BPF nor CAP_SYS_ADMIN, and kernel.unprivileged_bpf_disabled is 2",
         ),
-        ({"CAP_PERFMON"}, "1", "pin it and attach by path"),
+        ({"CAP_PERFMON"}, "1", "attach it by path"),
         ({"CAP_BPF"}, "2", "has CAP_BPF, so a seccomp filter"),
     ],
 )

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import pytest
 
-from pykcm import _faults
-from pykcm.selftest import deviations, environment, facts, report, runner, versions
+from pykcm import _faults, _module
+from pykcm.selftest import deviations, facts, report, runner, versions
 from pykcm.selftest.calls import Calls
 from pykcm.selftest.check import Check, Skip, every
 from pykcm.selftest.checks import GROUPS
@@ -387,7 +387,7 @@ class TestEnvironment:
     )
     def test_blacklist(self, tmp_path: Path, text: str, found: str | None) -> None:
         (tmp_path / "x.conf").write_text(text, encoding="utf-8")
-        where = environment.forbidden((str(tmp_path),), "/dev/null")
+        where = _module.forbidden((str(tmp_path),), "/dev/null")
         assert where == (f"{tmp_path}/{found}" if found else None)
 
     @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ class TestEnvironment:
     def test_command_line(self, tmp_path: Path, option: str, found: bool) -> None:
         line = tmp_path / "cmdline"
         line.write_text(f"quiet {option} ro\n", encoding="ascii")
-        where = environment.forbidden((), str(line))
+        where = _module.forbidden((), str(line))
         assert where == (f"the kernel's command line ({option})" if found else None)
 
     def test_without_sockets_all_is_skipped_with_the_reason(self) -> None:

@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 
-from pykcm.selftest import environment
+from pykcm import _module
 from pykcm.selftest.check import Group, Skip, code
 from pykcm.selftest.lab import SOON, Lab, framed
 
@@ -120,7 +120,7 @@ def module_can_be_removed(lab: Lab) -> None:
         raise Skip("kcm is not a module of this kernel, or can't be removed") from None
     if users:
         raise Skip(f"the module kcm is in use: {users} others hold it")
-    if where := environment.forbidden():
+    if where := _module.forbidden():
         raise Skip(f"the module kcm would not be loaded again: it is blacklisted by {where}")
     lab.isolate()
     _use(lab)

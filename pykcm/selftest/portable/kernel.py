@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -24,6 +25,10 @@ class _Many(ctypes.Structure):
     """struct mmsghdr."""
 
     _fields_ = [("message", syscalls.Message), ("size", ctypes.c_uint)]
+
+
+def token_state() -> Any:
+    return (ctypes.c_uint64 * 5)()
 
 
 def open_socket(type: int = socket.SOCK_DGRAM, protocol: int | None = None) -> socket.socket:
@@ -102,7 +107,12 @@ def bpf_load(
     type: int | None = None,
     btf: bytes = b"",
     functions: bytes = b"",
+    token_path: bytes = b"",
+    told: Any = None,
 ) -> int:
+    if token_path:
+        told[0] = errno.ENOSYS
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     kind = lib.BPF_PROG_TYPE_SOCKET_FILTER if type is None else type
     return syscalls.load(kind, code, name, log, license)
 
