@@ -89,6 +89,21 @@ class Disconnected(KCMOSError, ConnectionError):  # noqa: N818
     """The last transport is gone, and all its messages were read."""
 
 
+class MessageCut(Disconnected):
+    """A connection that is not attached ended in the middle of a message.
+
+    Attributes:
+        message: what came of it; it is still in the TCP socket.
+    """
+
+    def __init__(self, errno: int, message: str, data: bytes = b"") -> None:
+        super().__init__(errno, message)
+        self.message = data
+
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
+        return type(self), (self.errno or 0, self.strerror or "", self.message)
+
+
 class FramingError(KCMOSError, ValueError):
     """A header that its framing refuses.
 
