@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from pykcm import bpf, protocols, statistics
     from pykcm._disconnection import Disconnection, Reason
     from pykcm._offset import Strategy, find_strategy
+    from pykcm._requests import Stray, StrayReason
     from pykcm.errors import (
         ArgumentError,
         AssemblyError,
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
         KCMOSError,
         MessageCut,
         MessageTruncated,
+        OutcomeUnknown,
         UnavailableError,
         UnreadWarning,
         UnsentWarning,
         VerifierError,
     )
+    from pykcm.exchange import Exchange
     from pykcm.framing import (
         CustomFraming,
         Delimiter,
@@ -47,6 +50,7 @@ _SOURCES = {
     "pykcm": ("bpf", "protocols", "statistics"),
     "pykcm._offset": ("Strategy", "find_strategy"),
     "pykcm._disconnection": ("Disconnection", "Reason"),
+    "pykcm._requests": ("Stray", "StrayReason"),
     "pykcm.errors": (
         "ArgumentError",
         "AssemblyError",
@@ -60,11 +64,13 @@ _SOURCES = {
         "KCMOSError",
         "MessageCut",
         "MessageTruncated",
+        "OutcomeUnknown",
         "UnavailableError",
         "UnreadWarning",
         "UnsentWarning",
         "VerifierError",
     ),
+    "pykcm.exchange": ("Exchange",),
     "pykcm.framing": (
         "CustomFraming",
         "Delimiter",
@@ -90,6 +96,7 @@ __all__ = [
     "Delimiter",
     "Disconnected",
     "Disconnection",
+    "Exchange",
     "FixedLength",
     "Framing",
     "FramingDefinitionError",
@@ -102,8 +109,11 @@ __all__ = [
     "MessageCut",
     "MessageTruncated",
     "Multiplexor",
+    "OutcomeUnknown",
     "Reason",
     "Strategy",
+    "Stray",
+    "StrayReason",
     "UnavailableError",
     "UnreadWarning",
     "UnsentWarning",

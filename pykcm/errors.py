@@ -89,6 +89,23 @@ class Disconnected(KCMOSError, ConnectionError):  # noqa: N818
     """The last transport is gone, and all its messages were read."""
 
 
+class OutcomeUnknown(KCMOSError, ConnectionError):  # noqa: N818
+    """A connection was lost while a request was in flight, and no answer came.
+
+    It may have been carried out or not; a message does not say which connection it went by.
+
+    Attributes:
+        request: the request as it was sent.
+    """
+
+    def __init__(self, errno: int, message: str, request: bytes = b"") -> None:
+        super().__init__(errno, message)
+        self.request = request
+
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
+        return type(self), (self.errno or 0, self.strerror or "", self.request)
+
+
 class MessageCut(Disconnected):
     """A connection that is not attached ended in the middle of a message.
 
