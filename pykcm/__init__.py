@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         AttachError,
         BPFError,
         CapabilityError,
+        ConnectFailed,
         Disconnected,
         FramingDefinitionError,
         FramingError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         Varint,
     )
     from pykcm.multiplexor import Multiplexor
+    from pykcm.pool import Pool
     from pykcm.socket import KCMSocket
 
 __version__ = "0.1.0"
@@ -57,6 +59,7 @@ _SOURCES = {
         "AttachError",
         "BPFError",
         "CapabilityError",
+        "ConnectFailed",
         "Disconnected",
         "FramingDefinitionError",
         "FramingError",
@@ -81,6 +84,7 @@ _SOURCES = {
         "Varint",
     ),
     "pykcm.multiplexor": ("Multiplexor",),
+    "pykcm.pool": ("Pool",),
     "pykcm.socket": ("KCMSocket",),
 }
 _MODULES = {name: module for module, names in _SOURCES.items() for name in names}
@@ -92,6 +96,7 @@ __all__ = [
     "AttachError",
     "BPFError",
     "CapabilityError",
+    "ConnectFailed",
     "CustomFraming",
     "Delimiter",
     "Disconnected",
@@ -110,6 +115,7 @@ __all__ = [
     "MessageTruncated",
     "Multiplexor",
     "OutcomeUnknown",
+    "Pool",
     "Reason",
     "Strategy",
     "Stray",
