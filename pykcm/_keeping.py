@@ -8,6 +8,7 @@ import functools
 import random
 import select
 import socket
+import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -18,6 +19,11 @@ from pykcm.errors import AttachError, ConnectFailed, Disconnected
 if TYPE_CHECKING:
     from pykcm._disconnection import Disconnection
     from pykcm.multiplexor import Multiplexor
+
+
+class Full(Wait):
+    """What to wait for while there are as many connections as there should be."""
+
 
 #: Yields what to wait for; or None, to be sent a connection or thrown why there is none.
 Steps: TypeAlias = Generator[Wait | None, Any, None]
@@ -61,37 +67,46 @@ class Keeping:
         """End the steps."""
         self._stopped.set_event(True)
 
-    def resume(self) -> None:
-        """Undo that."""
+    def begin(self) -> Steps:
+        """The steps, though they were stopped before."""
         self._stopped.set_event(False)
+        return self.steps()
 
-    def steps(self, forever: bool) -> Steps:
-        """Yields what to wait for; or None to be sent a connection, or thrown why there is none."""
-        while not _kernel.is_readable(self._stopped.fileno()):
-            self._told.set_event(False)
-            self._mux._check()
-            self._mux._look()
-            error: OSError | None = self._count_the_dead()
-            if len(self._mux.transports) >= self._size:
-                if not forever:
-                    return
-                yield Wait(self._events.fileno(), _LOOK)
-                if not self._events.poll(0):
-                    self._failures = 0  # they have all lived that long
-                continue
-            if error is None:
-                try:
-                    tcp = yield None
-                except OSError as failed:
-                    error = failed
-                else:
-                    error = self._attach(tcp)
-            if error is not None:
-                self._failures += 1
-                if self._attempts is not None and self._failures >= self._attempts:
-                    raise ConnectFailed.after(self._failures, error) from error
-                longest = min(self._backoff[0] * 2 ** min(self._failures - 1, 64), self._backoff[1])
-                yield Wait(self._stopped.fileno(), longest * random.uniform(0.5, 1))
+    def steps(self) -> Steps:
+        """Go on until stopped."""
+        try:
+            while not _kernel.is_readable(self._stopped.fileno()):
+                self._told.set_event(False)
+                self._mux._check()
+                self._mux._look()
+                error = self._count_the_dead()
+                if len(self._mux.transports) >= self._size:
+                    since = time.monotonic()
+                    yield Full(self._events.fileno(), _LOOK)
+                    if not self._events.poll(0) and time.monotonic() - since >= _LOOK:
+                        self._failures = 0  # they have all lived that long
+                    continue
+                if error is None:
+                    try:
+                        tcp = yield None
+                    except OSError as failed:
+                        error = failed
+                    else:
+                        error = self._attach(tcp)
+                if error is not None:
+                    yield Wait(self._stopped.fileno(), self._pause_after(error))
+        finally:
+            # Or our descriptors would keep connections open that the Multiplexor has closed.
+            while self._members:
+                self._members.pop().fd.close()
+
+    def _pause_after(self, error: OSError) -> float:
+        self._failures += 1
+        if self._attempts is not None and self._failures >= self._attempts:
+            raise ConnectFailed.after(self._failures, error) from error
+        first, longest = self._backoff
+        pause: float = min(first * 2.0 ** min(self._failures - 1, 64), longest)
+        return pause * random.uniform(0.5, 1)
 
     def _attach(self, tcp: socket.socket) -> OSError | None:
         fd, received = _kernel.Descriptor.duplicate(tcp.fileno()), 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import socket
 import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from pykcm._keeping import Keeping, Steps
+from pykcm._keeping import Full, Keeping, Steps
 from pykcm._wait import apause, checkpoint, deadline_after, pause
 from pykcm.errors import ArgumentError
 
@@ -74,32 +75,38 @@ class Pool:
             TimeoutError: the time, in seconds, is over; a `connect` under way is waited for.
             CapabilityError and others: as of `Multiplexor.attach`; they are not tried again.
         """
-        self._keeping.resume()
-        self._drive(self._keeping.steps(False), deadline_after(timeout))
+        with contextlib.closing(self._keeping.begin()) as steps:
+            self._drive(steps, deadline_after(timeout), forever=False)
 
     def run(self) -> None:
         """As `fill`, and go on until `stop`."""
-        self._drive(self._keeping.steps(True), deadline_after(None))
+        with contextlib.closing(self._keeping.steps()) as steps:
+            self._drive(steps, math.inf, forever=True)
 
     async def afill(self) -> None:
         """As `fill`, on asyncio or Trio, without a limit; use the event loop's own."""
-        self._keeping.resume()
-        await self._adrive(self._keeping.steps(False))
+        with contextlib.closing(self._keeping.begin()) as steps:
+            await self._adrive(steps, forever=False)
 
     async def arun(self) -> None:
         """As `run`, on asyncio or Trio; it may be cancelled."""
-        await self._adrive(self._keeping.steps(True))
+        with contextlib.closing(self._keeping.steps()) as steps:
+            await self._adrive(steps, forever=True)
 
     def stop(self) -> None:
         """End `run` and `arun`, from any thread; the connections stay."""
         self._keeping.stop()
 
+    def _fail(self, error: BaseException | None) -> None:
+        if self.failure and (error is None or isinstance(error, OSError)):
+            raise self.failure
+
     # ---- in threads ----
 
-    def _drive(self, steps: Steps, deadline: float) -> None:
-        with contextlib.suppress(StopIteration), contextlib.closing(steps):
+    def _drive(self, steps: Steps, deadline: float, *, forever: bool) -> None:
+        with contextlib.suppress(StopIteration):
             wait = next(steps)
-            while True:
+            while forever or not isinstance(wait, Full):
                 if wait is not None:
                     wait = next(steps) if pause(wait, deadline) else steps.throw(_late())
                     continue
@@ -111,33 +118,37 @@ class Pool:
                     wait = steps.send(tcp)
 
     def __enter__(self) -> Self:
-        self.fill()
-        self._keeper = threading.Thread(target=self._keep, name="pykcm.Pool", daemon=True)
+        steps = self._keeping.begin()
+        try:
+            self._drive(steps, math.inf, forever=False)
+        except BaseException:
+            steps.close()
+            raise
+        self._keeper = threading.Thread(
+            target=self._keep, args=[steps], name="pykcm.Pool", daemon=True
+        )
         self._keeper.start()
         return self
 
-    def _keep(self) -> None:
-        try:
-            self.run()
-        except Exception as error:
-            self.failure = error
+    def _keep(self, steps: Steps) -> None:
+        with contextlib.closing(steps):
+            try:
+                self._drive(steps, math.inf, forever=True)
+            except Exception as error:
+                self.failure = error
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.stop()
         self._keeper.join()
         self._fail(error)
 
-    def _fail(self, error: BaseException | None) -> None:
-        if self.failure and (error is None or isinstance(error, OSError)):
-            raise self.failure
-
     # ---- in tasks ----
 
-    async def _adrive(self, steps: Steps) -> None:
+    async def _adrive(self, steps: Steps, *, forever: bool) -> None:
         await checkpoint()
-        with contextlib.suppress(StopIteration), contextlib.closing(steps):
+        with contextlib.suppress(StopIteration):
             wait = next(steps)
-            while True:
+            while forever or not isinstance(wait, Full):
                 if wait is not None:
                     await apause(wait)
                     wait = next(steps)
@@ -159,17 +170,23 @@ class Pool:
     async def __aenter__(self) -> Self:
         import anyio
 
-        await self.afill()
-        self._keeper = anyio.create_task_group()
-        await self._keeper.__aenter__()
-        self._keeper.start_soon(self._akeep)
+        steps = self._keeping.begin()
+        try:
+            await self._adrive(steps, forever=False)
+            self._keeper = anyio.create_task_group()
+            await self._keeper.__aenter__()
+        except BaseException:
+            steps.close()
+            raise
+        self._keeper.start_soon(self._akeep, steps)
         return self
 
-    async def _akeep(self) -> None:
-        try:
-            await self.arun()
-        except Exception as error:
-            self.failure = error
+    async def _akeep(self, steps: Steps) -> None:
+        with contextlib.closing(steps):
+            try:
+                await self._adrive(steps, forever=True)
+            except Exception as error:
+                self.failure = error
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.stop()

@@ -96,6 +96,11 @@ def test_it_is_kept_full(mux: Multiplexor, server: Server) -> None:
             eventually(lambda: len(mux.transports) == 3)
     assert len(mux.transports) == 3  # they stay
     assert len(told) == 5  # and the caller's own callback is called
+    # Nothing of the pool's keeps a connection open that is closed.
+    last = server.accepted[-1]
+    last.settimeout(PATIENCE)
+    mux.close(0)
+    assert last.recv(1) == b""
 
 
 def test_it_is_told_of_an_unattach(mux: Multiplexor, server: Server) -> None:
@@ -256,7 +261,7 @@ def test_no_descriptor_is_left(mux: Multiplexor, server: Server) -> None:
         eventually(lambda: len(server.accepted) == 1)
         server.accepted[0].close()
         eventually(lambda: pool.failure is not None)
-    # The pool has three; nothing is left of the connections.
+    # The pool has three of its own; nothing is left of the connections.
     eventually(lambda: len(descriptors()) <= len(before) + 3)
 
 
