@@ -7,9 +7,10 @@ import errno
 import operator
 import os
 import socket as _socket
+import sys
 import warnings
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pykcm import _kernel, _tcp
 from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
@@ -75,6 +76,15 @@ class KCMSocket(Messages, StandardCalls):
 
             raise _explain.explain(error, _explain.OPEN) from error
         self._port.fd = self.fileno()
+        if "multiprocessing.reduction" in sys.modules:
+            from pykcm import _pickling
+
+            _pickling.register(KCMSocket)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        from pykcm import _pickling
+
+        return _pickling.reduce_argument(self)
 
     @classmethod
     def from_fd(cls, fd: int, *, max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE) -> Self:
@@ -259,6 +269,12 @@ class KCMSocket(Messages, StandardCalls):
         while True:
             yield Wait(space.fileno())
             space.clear()
+
+    def _follow(self, end: _kernel.Descriptor) -> None:
+        """Learn from an event that a Multiplexor's last transport has gone."""
+        self._end = end
+        self._port.watch = end.fileno()
+        self._port.attached = self._port.watched = True
 
     def _look(self) -> None:
         """Whether the Multiplexor that this is a clone of still has transports."""

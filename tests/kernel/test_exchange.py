@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import multiprocessing
 import random
 import socket
 import struct
 import threading
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 
 import pytest
 
-from pykcm import Exchange, Multiplexor, OutcomeUnknown, Pool, StrayReason
+import pykcm
+from pykcm import Exchange, KCMSocket, Multiplexor, OutcomeUnknown, Pool, StrayReason, _loopback
 from tests.kernel.connections import FRAMING, PATIENCE, message, reset
 
 REQUESTS = 1200
@@ -155,3 +158,37 @@ def test_a_pool_comes_back() -> None:
         assert len(mux.transports) == 4
     assert sorted(done) == list(range(REQUESTS))
     assert server.killed
+
+
+def _work(clone: KCMSocket, done: Connection) -> None:
+    """A process of its own: answers until the last connection has gone."""
+    count = 0
+    try:
+        while True:
+            clone.send(clone.recv(timeout=PATIENCE))
+            count += 1
+    except pykcm.Disconnected:
+        done.send(count)
+
+
+def test_a_clone_given_to_a_spawned_process() -> None:
+    """It receives, sends, and learns of the end of all transports."""
+    spawn = multiprocessing.get_context("spawn")
+    near, far = _loopback.connection()
+    ours, theirs = spawn.Pipe()
+    with near, far, Multiplexor(FRAMING) as mux:
+        mux.attach(near)
+        with mux.clone() as clone:
+            process = spawn.Process(target=_work, args=(clone, theirs))
+            process.start()
+        mux.socket.recv_disabled = True
+        far.settimeout(PATIENCE)
+        for number in range(20):
+            far.sendall(request(number))
+            assert FRAMING.read_message(far, timeout=PATIENCE) == request(number)
+        far.close()
+        assert mux.wait_disconnection(PATIENCE).tcp is near
+        assert ours.poll(PATIENCE)
+        assert ours.recv() == 20
+        process.join(PATIENCE)
+        assert process.exitcode == 0
