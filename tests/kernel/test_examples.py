@@ -45,7 +45,7 @@ def test_a_server_with_many_peers() -> None:
             port = server.stdout.readline().split()[1]
             with socket.create_connection(("127.0.0.1", int(port))):  # whose handshake never comes
                 with socket.create_connection(("127.0.0.1", int(port))) as other:
-                    other.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                    other.sendall(b"GET / HTTP/1.1\n")
                     assert other.recv(1) == b""
                 clients = [
                     subprocess.Popen(

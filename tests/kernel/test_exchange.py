@@ -9,15 +9,16 @@ import multiprocessing
 import random
 import socket
 import struct
+import sys
 import threading
+import types
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 
 import pytest
 
-import pykcm
-from pykcm import Exchange, KCMSocket, Multiplexor, OutcomeUnknown, Pool, StrayReason, _loopback
+from pykcm import Exchange, Multiplexor, OutcomeUnknown, Pool, StrayReason, _loopback
 from tests.kernel.connections import FRAMING, PATIENCE, message, reset
+from tests.kernel.spawned import work
 
 REQUESTS = 1200
 THREADS, TASKS = 4, 32
@@ -160,26 +161,17 @@ def test_a_pool_comes_back() -> None:
     assert server.killed
 
 
-def _work(clone: KCMSocket, done: Connection) -> None:
-    """A process of its own: answers until the last connection has gone."""
-    count = 0
-    try:
-        while True:
-            clone.send(clone.recv(timeout=PATIENCE))
-            count += 1
-    except pykcm.Disconnected:
-        done.send(count)
-
-
-def test_a_clone_given_to_a_spawned_process() -> None:
+def test_a_clone_given_to_a_spawned_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """It receives, sends, and learns of the end of all transports."""
+    # The process would import pytest's.
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     spawn = multiprocessing.get_context("spawn")
     near, far = _loopback.connection()
     ours, theirs = spawn.Pipe()
     with near, far, Multiplexor(FRAMING) as mux:
         mux.attach(near)
         with mux.clone() as clone:
-            process = spawn.Process(target=_work, args=(clone, theirs))
+            process = spawn.Process(target=work, args=(clone, theirs))
             process.start()
         mux.socket.recv_disabled = True
         far.settimeout(PATIENCE)
