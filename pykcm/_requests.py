@@ -10,6 +10,7 @@ import contextlib
 import enum
 import errno
 import struct
+import sys
 import time
 from _thread import RLock
 from collections.abc import Callable, Hashable
@@ -59,6 +60,7 @@ class Request:
         key: what pairs its answer with it.
         sent: whether it may have been sent.
         suspect: whether a connection was lost since.
+        again: whether it is sent again, its outcome being unknown.
         left: whether its call has ended.
         result: its answer, or what the call raises; None while there is neither.
         event: what the call waits for while another one receives.
@@ -67,7 +69,7 @@ class Request:
 
     own = b""
     key: Hashable = None
-    sent = suspect = left = False
+    sent = suspect = again = left = False
     result: bytes | Exception | None = None
     event: Any = None
 
@@ -77,7 +79,7 @@ class Request:
 
     def late(self) -> Exception:
         """What is raised when its time is over."""
-        if self.suspect:
+        if self.suspect or self.again:
             return self.unknown()
         if not self.sent:
             return TimeoutError(f"timed out: request {self.key!r} was not sent")
@@ -124,6 +126,7 @@ class Book:
             while self._given_up and next(iter(self._given_up.values())) <= now:
                 self._given_up.popitem(last=False)
             if again:
+                request.again = True
                 request.result, request.sent, request.suspect = None, False, False
                 self._given_up.pop(request.key, None)
             elif self._fields:
@@ -285,18 +288,17 @@ def in_thread(request: Request) -> None:
 
 def in_task(request: Request) -> None:
     """Give a request an event for the task that runs."""
-    import asyncio
-
     call: Callable[[Callable[[], object]], object]
-    try:
-        call = asyncio.get_running_loop().call_soon_threadsafe
-        request.event = asyncio.Event()
-    except RuntimeError:
-        import trio
-
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        event = trio.Event()
         call = trio.lowlevel.current_trio_token().run_sync_soon
-        request.event = trio.Event()
-    event = request.event
+    else:
+        import asyncio
+
+        event = asyncio.Event()
+        call = asyncio.get_running_loop().call_soon_threadsafe
+    request.event = event
 
     def wake() -> None:
         with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pykcm._driving import Driver
 from pykcm._requests import Book, Key, Request, Stray, in_task, in_thread
 from pykcm._wait import Wait, apause, checkpoint, deadline_after, pause
-from pykcm.errors import OutcomeUnknown
+from pykcm.errors import Disconnected, OutcomeUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -143,8 +143,14 @@ class Exchange:
                 self._driver.send(request)
         except TimeoutError:
             raise request.late() from None
+        except Disconnected as error:
+            if request.again:  # it was not sent again, but before
+                raise request.unknown() from error
+            raise
         finally:
             self._leave(request)
+        if isinstance(request.result, Disconnected) and request.again:
+            raise request.unknown() from request.result
         if isinstance(request.result, Exception):
             raise request.result
         return request.result

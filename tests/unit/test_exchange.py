@@ -388,6 +388,20 @@ def test_nothing_is_sent_twice_unasked(world: World) -> None:
         assert came == [message(2), message(2)]
 
 
+def test_what_was_sent_once_is_never_called_unsent(world: World) -> None:
+    """The last connection is lost: it cannot be sent again, and is unknown all the same."""
+    exchange = Exchange(world.mux, (0, 4))
+
+    def close(request: bytes) -> list[bytes]:
+        world.far.close()
+        return []
+
+    with server(world, close) as came:
+        with pytest.raises(OutcomeUnknown):
+            exchange.request(message(1), timeout=PATIENCE, retry=3)
+    assert came == [message(1)]
+
+
 def test_a_loss_while_nobody_asked(world: World) -> None:
     """A connection that was lost before does not make a request suspect."""
     exchange = Exchange(world.mux, (0, 4), grace=0.0)
