@@ -85,8 +85,13 @@ class Server:
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
         while True:
-            tcp, _ = await loop.sock_accept(listener)
-            self._start(self._begin(tcp))
+            try:
+                tcp, _ = await loop.sock_accept(listener)
+            except OSError as error:  # there is no descriptor left; some may be closed soon
+                print(f"a connection is not accepted: {error}", flush=True)
+                await asyncio.sleep(0.1)
+            else:
+                self._start(self._begin(tcp))
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(coroutine)
@@ -146,7 +151,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--workers", type=int, default=4)
     arguments = parser.parse_args()
-    # A Multiplexor has 7 descriptors, and each of its connections 2.
+    # A Multiplexor has 7 descriptors, and each of its connections 2; `ulimit -Hn` is the most.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with socket.create_server(("127.0.0.1", arguments.port), backlog=1024) as listener:
