@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 # How often one receives, up to 64 messages each time, before others have a turn.
 _ROUNDS = 16
 
+# How often to look, in seconds, though nothing was told: of a Multiplexor's being closed by another
+# thread, nothing is.
+_LOOK = 1.0
+
 
 class Driver:
     """What is done by one at a time: `drive`, then `wait`.  The others `send` at most.
@@ -37,7 +41,7 @@ class Driver:
         self._unsent: collections.OrderedDict[Request, None] = collections.OrderedDict()
         self._received: collections.deque[bytes] = collections.deque()
         self._space: SendSpace | None = None
-        self._again: float | None = None
+        self._again = _LOOK
         with explained():
             self._nudge = _kernel.Descriptor.event()  # readable when there is something to send
             self._events = select.epoll()
@@ -77,7 +81,8 @@ class Driver:
         if any(id(tcp) not in there for tcp in self._attached):
             self._book.lose(last=not attached)
         self._attached = attached
-        self._again = self._book.expire()
+        left = self._book.expire()
+        self._again = _LOOK if left is None else min(left, _LOOK)
         return request.result is None
 
     def _hand_over(self) -> None:

@@ -16,7 +16,6 @@ from _thread import RLock
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeAlias
 
-from pykcm._wait import deadline_after
 from pykcm.errors import ArgumentError, KCMOSError, OutcomeUnknown
 from pykcm.framing.field import Field, IncompleteError
 
@@ -105,7 +104,9 @@ class Book:
     def __init__(
         self, key: Key, answer_key: Key | None, renumber: bool, grace: float, hold: float
     ) -> None:
-        deadline_after(grace), deadline_after(hold)
+        for name, seconds in (("grace", grace), ("hold", hold)):
+            if not seconds >= 0:
+                raise ArgumentError(name, f"must be seconds, 0 or more, not {seconds!r}")
         self._key = _reader("key", key)
         self._answer_key = self._key if answer_key is None else _reader("answer_key", answer_key)
         self._fields = self._whole_fields() if renumber else None

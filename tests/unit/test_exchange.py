@@ -272,8 +272,10 @@ def test_what_cannot_be(world: World, key: object, answer_key: object, argument:
     with pytest.raises(ArgumentError) as caught:
         Exchange(world.mux, key, answer_key, renumber=True)  # type: ignore[arg-type]
     assert caught.value.argument == argument
-    with pytest.raises(ArgumentError):
+    with pytest.raises(ArgumentError, match="grace"):
         Exchange(world.mux, (0, 4), grace=-1)
+    with pytest.raises(ArgumentError, match="hold"):
+        Exchange(world.mux, (0, 4), hold=float("nan"))
 
 
 def test_keys_that_differ(world: World) -> None:
@@ -512,6 +514,27 @@ def test_a_closed_multiplexor(world: World) -> None:
     with pytest.raises(KCMOSError) as caught:
         exchange.request(message(1), timeout=PATIENCE)
     assert caught.value.errno == errno.EBADF
+
+
+def test_a_multiplexor_that_is_closed_meanwhile(world: World) -> None:
+    """All who wait without a limit are told."""
+    exchange = Exchange(world.mux, (0, 4))
+    errors: list[KCMOSError] = []
+
+    def ask(number: int) -> None:
+        with pytest.raises(KCMOSError) as caught:
+            exchange.request(message(number))
+        errors.append(caught.value)
+
+    threads = [threading.Thread(target=ask, args=[number], daemon=True) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    world.mux.close(0)
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert [error.errno for error in errors] == [errno.EBADF] * 5
 
 
 @pytest.mark.skipif(
