@@ -79,7 +79,8 @@ class Driver:
         attached = self._mux.transports
         there = {id(tcp) for tcp in attached}
         if any(id(tcp) not in there for tcp in self._attached):
-            self._book.lose(last=not attached)
+            # With none left, none can answer; but what the kernel keeps, it sends on the next.
+            self._book.lose(at_once=not attached and not self._mux._port.queueing)
         self._attached = attached
         left = self._book.expire()
         self._again = _LOOK if left is None else min(left, _LOOK)

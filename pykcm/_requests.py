@@ -211,14 +211,18 @@ class Book:
             self._answered.pop(request.key, None)
             self._given_up[request.key] = time.monotonic() + self._hold
 
-    def lose(self, last: bool) -> None:
-        """A connection was lost, and all that had arrived on it was handed over."""
+    def lose(self, at_once: bool) -> None:
+        """A connection was lost, and all that had arrived on it was handed over.
+
+        Args:
+            at_once: there is no grace.
+        """
         with self._lock:
             requests = [r for r in self.waiting.values() if r.sent and not r.suspect]
             self._suspects.append((time.monotonic() + self._grace, requests))
             for request in requests:
                 request.suspect = True
-            self.expire(last)
+            self.expire(at_once)
 
     def expire(self, at_once: bool = False) -> float | None:
         """End the suspects whose time is over; in how many seconds the next one's is."""

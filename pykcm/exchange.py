@@ -33,7 +33,7 @@ class Exchange:
     in flight may have been on it.  Those that are not answered by what had arrived, nor by the
     other connections within `grace` seconds, end with `OutcomeUnknown`: they may have been carried
     out or not, and are sent again only if `retry` says so.  With the last connection there is no
-    grace.
+    grace, unless the Multiplexor queues what is sent while it has none.
 
     Args:
         mux: where to send and receive.

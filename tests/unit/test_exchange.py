@@ -319,6 +319,29 @@ def test_the_last_connection_is_lost(world: World) -> None:
         assert len(came) == 10
 
 
+def test_the_last_connection_is_lost_and_another_comes(world: World) -> None:
+    """Where the kernel keeps what is sent meanwhile, the grace holds for it too."""
+    world.mux._port.queueing = True
+    exchange = Exchange(world.mux, (0, 4), grace=PATIENCE)
+
+    async def main() -> None:
+        first = asyncio.ensure_future(exchange.arequest(message(1)))
+        await asyncio.sleep(0.05)
+        world.far.close()
+        while world.mux.transports:
+            await asyncio.sleep(0.01)
+        second = asyncio.ensure_future(exchange.arequest(message(2)))
+        await asyncio.sleep(0.05)
+        near, far = attach_another(world)
+        with near, far:
+            world.wire.send(message(1))
+            world.wire.send(message(2))
+            assert await asyncio.wait_for(first, PATIENCE) == message(1)
+            assert await asyncio.wait_for(second, PATIENCE) == message(2)
+
+    asyncio.run(main())
+
+
 def attach_another(world: World) -> tuple[socket.socket, socket.socket]:
     near, far = world.connections.new()
     world.mux.attach(near)
