@@ -25,7 +25,7 @@ def register(kind: type[KCMSocket]) -> None:
         reduction.ForkingPickler.register(kind, reduce)
 
 
-def reduce_argument(kcm: KCMSocket) -> tuple[Any, ...]:
+def reduce_argument(kcm: Any) -> tuple[Any, ...]:
     """What a process is given that is being spawned.
 
     Raises:

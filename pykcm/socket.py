@@ -10,7 +10,7 @@ import socket as _socket
 import sys
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pykcm import _kernel, _tcp
 from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
@@ -80,11 +80,6 @@ class KCMSocket(Messages, StandardCalls):
             from pykcm import _pickling
 
             _pickling.register(KCMSocket)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        from pykcm import _pickling
-
-        return _pickling.reduce_argument(self)
 
     @classmethod
     def from_fd(cls, fd: int, *, max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE) -> Self:
