@@ -14,6 +14,8 @@ from pykcm._wait import SendSpace, Wait, explained
 from pykcm.errors import Disconnected
 
 if TYPE_CHECKING:
+    import socket
+
     from pykcm._requests import Book, Request
     from pykcm.multiplexor import Multiplexor
 
@@ -66,6 +68,8 @@ class Driver:
         """Do what can be done now; whether its call has to wait then."""
         self._nudge.set_event(False)
         self._mux._look()
+        # Before receiving: what had arrived on those that are gone by now is received then.
+        attached = self._mux.transports
         self._send_unsent()
         with contextlib.suppress(TimeoutError, Disconnected):
             for _ in range(_ROUNDS):
@@ -76,14 +80,14 @@ class Driver:
             self._again = 0.0  # there may be more
             return request.result is None
         self._hand_over()
-        attached = self._mux.transports
-        there = {id(tcp) for tcp in attached}
-        if any(id(tcp) not in there for tcp in self._attached):
+        if _any_is_gone(self._attached, attached):
             # With none left, none can answer; but what the kernel keeps, it sends on the next.
             self._book.lose(at_once=not attached and not self._mux._port.queueing)
         self._attached = attached
         left = self._book.expire()
         self._again = _LOOK if left is None else min(left, _LOOK)
+        if _any_is_gone(attached, self._mux.transports):  # meanwhile, by another's look
+            self._again = 0.0
         return request.result is None
 
     def _hand_over(self) -> None:
@@ -136,3 +140,8 @@ class Driver:
         elif self._space and not self._unsent:
             self._space.close()  # and so is taken out of the epoll
             self._space = None
+
+
+def _any_is_gone(before: list[socket.socket], now: list[socket.socket]) -> bool:
+    there = {id(tcp) for tcp in now}
+    return any(id(tcp) not in there for tcp in before)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -340,6 +341,31 @@ def test_the_last_connection_is_lost_and_another_comes(world: World) -> None:
             assert await asyncio.wait_for(second, PATIENCE) == message(2)
 
     asyncio.run(main())
+
+
+def test_an_answer_that_another_has_received_meanwhile(world: World) -> None:
+    """While one receives, another thread's look takes the last connection off, with its answer."""
+    exchange = Exchange(world.mux, (0, 4))
+    driver, receive = exchange._driver, world.mux.recv_many
+
+    class Mux:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(world.mux, name)
+
+        def recv_many(self, timeout: float) -> list[bytes]:
+            try:
+                return receive(timeout=timeout)
+            except TimeoutError:
+                if world.mux.transports and len(came) == 1:
+                    world.far.close()
+                    while world.mux.transports:
+                        list(world.mux.disconnections())
+                    world.wire.send(message(1))
+                raise
+
+    driver._mux = Mux()  # type: ignore[assignment]
+    with server(world, lambda _: []) as came:
+        assert exchange.request(message(1), timeout=PATIENCE) == message(1)
 
 
 def attach_another(world: World) -> tuple[socket.socket, socket.socket]:
