@@ -7,23 +7,28 @@ if TYPE_CHECKING:
     from pykcm import bpf, protocols, statistics
     from pykcm._disconnection import Disconnection, Reason
     from pykcm._offset import Strategy, find_strategy
+    from pykcm._requests import Stray, StrayReason
     from pykcm.errors import (
         ArgumentError,
         AssemblyError,
         AttachError,
         BPFError,
         CapabilityError,
+        ConnectFailed,
         Disconnected,
         FramingDefinitionError,
         FramingError,
         KCMError,
         KCMOSError,
+        MessageCut,
         MessageTruncated,
+        OutcomeUnknown,
         UnavailableError,
         UnreadWarning,
         UnsentWarning,
         VerifierError,
     )
+    from pykcm.exchange import Exchange
     from pykcm.framing import (
         CustomFraming,
         Delimiter,
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
         Varint,
     )
     from pykcm.multiplexor import Multiplexor
+    from pykcm.pool import Pool
     from pykcm.socket import KCMSocket
 
 __version__ = "0.1.0"
@@ -46,23 +52,28 @@ _SOURCES = {
     "pykcm": ("bpf", "protocols", "statistics"),
     "pykcm._offset": ("Strategy", "find_strategy"),
     "pykcm._disconnection": ("Disconnection", "Reason"),
+    "pykcm._requests": ("Stray", "StrayReason"),
     "pykcm.errors": (
         "ArgumentError",
         "AssemblyError",
         "AttachError",
         "BPFError",
         "CapabilityError",
+        "ConnectFailed",
         "Disconnected",
         "FramingDefinitionError",
         "FramingError",
         "KCMError",
         "KCMOSError",
+        "MessageCut",
         "MessageTruncated",
+        "OutcomeUnknown",
         "UnavailableError",
         "UnreadWarning",
         "UnsentWarning",
         "VerifierError",
     ),
+    "pykcm.exchange": ("Exchange",),
     "pykcm.framing": (
         "CustomFraming",
         "Delimiter",
@@ -73,6 +84,7 @@ _SOURCES = {
         "Varint",
     ),
     "pykcm.multiplexor": ("Multiplexor",),
+    "pykcm.pool": ("Pool",),
     "pykcm.socket": ("KCMSocket",),
 }
 _MODULES = {name: module for module, names in _SOURCES.items() for name in names}
@@ -84,10 +96,12 @@ __all__ = [
     "AttachError",
     "BPFError",
     "CapabilityError",
+    "ConnectFailed",
     "CustomFraming",
     "Delimiter",
     "Disconnected",
     "Disconnection",
+    "Exchange",
     "FixedLength",
     "Framing",
     "FramingDefinitionError",
@@ -97,10 +111,15 @@ __all__ = [
     "KCMSocket",
     "Layout",
     "LengthField",
+    "MessageCut",
     "MessageTruncated",
     "Multiplexor",
+    "OutcomeUnknown",
+    "Pool",
     "Reason",
     "Strategy",
+    "Stray",
+    "StrayReason",
     "UnavailableError",
     "UnreadWarning",
     "UnsentWarning",

@@ -32,13 +32,11 @@ class Clones:
         clone = self._kcm.clone()
         try:
             with explained():
-                clone._end = _kernel.Descriptor.duplicate(self._end.fileno())
+                end = _kernel.Descriptor.duplicate(self._end.fileno())
         except BaseException:
             clone.close(0)
             raise
-        clone._port.watch = clone._end.fileno()
-        clone._port.attached = True
-        clone._port.watched = True
+        clone._follow(end)
         self._made.append((weakref.ref(clone), clone._port))
         return clone
 

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 class StandardCalls(SocketCalls, _socket.socket):
     """What KCMSocket has for the sake of `socket.socket`'s callers."""
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        from pykcm import _pickling
+
+        return _pickling.reduce_argument(self)
+
     # ---- what the compiled receives make of a message; see _fastpath.c ----
     # They are called without a message first, so that what is wrong shows before one is taken.
 

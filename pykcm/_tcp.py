@@ -22,7 +22,8 @@ TCP_ULP = 31
 _SO_COOKIE = 57
 _ULP_NAME_MAX = 16
 
-# Where tcpi_bytes_received lies in struct tcp_info; include/uapi/linux/tcp.h.
+# Where tcpi_rcv_mss and tcpi_bytes_received lie in struct tcp_info; include/uapi/linux/tcp.h.
+_RCV_MSS = 20
 _BYTES_RECEIVED = 128
 
 _LARGEST_INT = (1 << 31) - 1
@@ -76,6 +77,12 @@ def bytes_received(fd: int) -> int:
     """Bytes that TCP has received in all; the FIN counts as one."""
     info = _kernel.get_option(fd, socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
     return int.from_bytes(info[_BYTES_RECEIVED:], _kernel.BYTE_ORDER)
+
+
+def segment_received(fd: int) -> int:
+    """How many bytes a segment from the peer has, as TCP estimates it."""
+    info = _kernel.get_option(fd, socket.IPPROTO_TCP, socket.TCP_INFO, _RCV_MSS + 4)
+    return int.from_bytes(info[_RCV_MSS:], _kernel.BYTE_ORDER)
 
 
 def has_urgent_data(fd: int) -> bool:

@@ -91,6 +91,62 @@ class Disconnected(KCMOSError, ConnectionError):  # noqa: N818
     """The last transport is gone, and all its messages were read."""
 
 
+class ConnectFailed(KCMOSError, ConnectionError):  # noqa: N818
+    """A Pool has given up dialling.  Its `__cause__` is the last failure.
+
+    Attributes:
+        attempts: how many in a row have failed.
+    """
+
+    def __init__(self, errno: int, message: str, attempts: int = 0) -> None:
+        super().__init__(errno, message)
+        self.attempts = attempts
+
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
+        return type(self), (self.errno or 0, self.strerror or "", self.attempts)
+
+    @classmethod
+    def after(cls, attempts: int, error: OSError) -> ConnectFailed:
+        """The error for so many attempts, the last of which failed so."""
+        number = error.errno or 0
+        if number not in _errno.errorcode:  # of getaddrinfo's errors, for one
+            number = _errno.EHOSTUNREACH
+        text = f"{attempts} attempts to connect have failed, the last with: {error}"
+        return cls(number, text, attempts)
+
+
+class OutcomeUnknown(KCMOSError, ConnectionError):  # noqa: N818
+    """A connection was lost while a request was in flight, and no answer came.
+
+    It may have been carried out or not; a message does not say which connection it went by.
+
+    Attributes:
+        request: the request as it was sent.
+    """
+
+    def __init__(self, errno: int, message: str, request: bytes = b"") -> None:
+        super().__init__(errno, message)
+        self.request = request
+
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
+        return type(self), (self.errno or 0, self.strerror or "", self.request)
+
+
+class MessageCut(Disconnected):
+    """A connection that is not attached ended in the middle of a message.
+
+    Attributes:
+        message: what came of it; it is still in the TCP socket.
+    """
+
+    def __init__(self, errno: int, message: str, data: bytes = b"") -> None:
+        super().__init__(errno, message)
+        self.message = data
+
+    def __reduce__(self) -> tuple[type[KCMOSError], tuple[Any, ...]]:
+        return type(self), (self.errno or 0, self.strerror or "", self.message)
+
+
 class FramingError(KCMOSError, ValueError):
     """A header that its framing refuses.
 

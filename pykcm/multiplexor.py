@@ -6,7 +6,7 @@ import collections
 import errno
 import socket as _socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pykcm import _kernel
 from pykcm._attaching import LARGEST_MESSAGE, Delineation, descriptor_of, longest_message
@@ -94,6 +94,12 @@ class Multiplexor(Upkeep):
         return (
             f"<{type(self).__module__}.{type(self).__name__} {state} "
             f"framing={self._framing!r} transports={len(self._transports)}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"cannot pickle {type(self).__name__!r} object: it belongs to the process that made "
+            "it; give others a clone"
         )
 
     # ---- transports ----

@@ -8,6 +8,10 @@ receive buffer must have room for a message of max_length.
 A framing reads just as much of a header as tells where the message ends.  It refuses a length that
 is impossible, and wrong fixed bytes; all else is the application's to check.
 
+A message does not say which connection it came by, and a send cannot choose one.  So many
+connections can share one multiplexor only where answers carry an id, or nothing is answered:
+`Protocol.connections` says for which protocols that is so, and `Protocol.reason` why.
+
 Protocols without a framing, and why, are in `LEFT_OUT`.
 """
 
@@ -25,6 +29,7 @@ from pykcm.framing.variable import ber_length, decimal, leb128
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Literal
 
 
 class Protocol(Value):
@@ -38,14 +43,24 @@ class Protocol(Value):
         maximum: the longest message that the specification allows, header included, in bytes;
             None where it sets no limit, or one beyond any message.
         note: what to know before it is used; may be empty.
+        connections: "many" if many connections can share one multiplexor, where a message does
+            not say which it came by and a send cannot choose; "one" if each needs its own.
+        reason: why.
+        id: where a request has the number that its sender chose; None where that is at no fixed
+            place, or there is none.
+        answer_id: where the answer has it.
     """
 
     name: str
     make: Callable[[], Framing]
     summary: str
     reference: str
-    maximum: int | None = None
-    note: str = ""
+    maximum: int | None
+    note: str
+    connections: Literal["many", "one"]
+    reason: str
+    id: Field | None
+    answer_id: Field | None
 
     @property
     def framing(self) -> Framing:
@@ -63,8 +78,17 @@ def _enter(
     reference: str,
     maximum: int | None = None,
     note: str = "",
+    *,
+    many: str = "",
+    one: str = "",
+    id: Field | None = None,
+    answer_id: Field | None = None,
 ) -> None:
-    _entries[name] = Protocol(name, make, summary, reference, maximum, note)
+    """Enter a protocol; either `many` or `one` is the reason for what `connections` has."""
+    assert bool(many) != bool(one), name
+    connections: Literal["many", "one"] = "many" if many else "one"
+    described = name, make, summary, reference, maximum, note, connections, many or one
+    _entries[name] = Protocol(*described, id, answer_id or id)
 
 
 def _get(name: str) -> Framing:
@@ -97,6 +121,7 @@ _enter(
     "Apache Thrift, doc/specs/thrift-rpc.md, framed transport",
     (1 << 31) - 1,
     "Thrift's own limit is 16,384,000 bytes by default (TConfiguration).",
+    many="A reply carries its call's seqid, which stands behind the method's name.",
 )
 
 DNS: LengthField
@@ -106,6 +131,8 @@ _enter(
     "2-byte length, then a message of at least its 12-byte header",
     "RFC 1035 section 4.2.2, RFC 7766 section 8",
     2 + 65535,
+    many="A response carries its query's 16-bit ID.",
+    id=Field(2, 2),
 )
 
 GRPC: Layout
@@ -116,6 +143,7 @@ _enter(
     "gRPC over HTTP2, doc/PROTOCOL-HTTP2.md, Length-Prefixed-Message",
     5 + (1 << 32) - 1,
     "gRPC puts these into HTTP/2 DATA frames: this is for streams that carry them bare.",
+    one="Messages carry no id; the order is the stream's.",
 )
 
 HTTP2: LengthField
@@ -127,6 +155,7 @@ _enter(
     9 + (1 << 24) - 1,
     "Frames over 16,384 bytes need SETTINGS_MAX_FRAME_SIZE and a larger max_length.  A server "
     "must read the client's 24-byte preface before it attaches the connection.",
+    one="Stream numbers, header compression and flow control belong to the connection.",
 )
 
 KAFKA: LengthField
@@ -137,6 +166,9 @@ _enter(
     "Apache Kafka protocol guide, RequestOrResponse",
     4 + (1 << 31) - 1,
     "A broker's own limit is socket.request.max.bytes, 100 MiB by default.",
+    many="A response carries its request's correlation id.  Authenticate before attaching.",
+    id=Field(8, 4),
+    answer_id=Field(4, 4),
 )
 
 POSTGRESQL: LengthField
@@ -148,6 +180,7 @@ _enter(
     1 + (1 << 31) - 1,
     "What a server sends, and a client after its first message.  The single byte that answers an "
     "SSLRequest or GSSENCRequest is no message: settle encryption before attaching.",
+    one="Answers carry no id, and a session and its transaction belong to the connection.",
 )
 
 
@@ -184,6 +217,7 @@ _enter(
     "PostgreSQL, Frontend/Backend Protocol 3.x, Message Formats (StartupMessage, SSLRequest, "
     "GSSENCRequest, CancelRequest)",
     1 + (1 << 31) - 1,
+    one="As POSTGRESQL.",
 )
 
 MYSQL: LengthField
@@ -195,6 +229,7 @@ _enter(
     4 + (1 << 24) - 1,
     "A payload of 2**24 - 1 bytes or more comes in several packets: each is a message here.  A "
     "compressed connection has another header.",
+    one="Answers carry no id, and a session and its transaction belong to the connection.",
 )
 
 MONGODB: LengthField
@@ -205,6 +240,9 @@ _enter(
     "MongoDB Wire Protocol, Standard Message Header",
     48_000_000,
     "The maximum is the server's maxMessageSizeBytes.",
+    many="A reply's responseTo is its request's requestID.  Authenticate before attaching.",
+    id=Field(4, 4, "little"),
+    answer_id=Field(8, 4, "little"),
 )
 
 MEMCACHED_BINARY: Layout
@@ -217,6 +255,8 @@ _enter(
     "24-byte header with magic 0x80 or 0x81 and the body's 4-byte length",
     "memcached, Binary Protocol Revamped, Packet Structure",
     24 + (1 << 32) - 1,
+    many="A response carries its request's opaque.",
+    id=Field(12, 4),
 )
 
 AMQP: Layout
@@ -239,6 +279,7 @@ _enter(
     8 + (1 << 32) - 1,
     "That the frame ends with 0xCE is for the application to check.  The negotiated frame-max is "
     "a good max_length.",
+    one="Channels and their state belong to the connection.",
 )
 
 MQTT: Layout
@@ -251,6 +292,7 @@ _enter(
     "type and flags, remaining length of 1 to 4 bytes, then that many bytes",
     "MQTT 3.1.1 section 2.2, MQTT 5.0 section 2.1",
     5 + 268_435_455,
+    one="A session has one connection: a second one with its client identifier ends the first.",
 )
 
 TPKT: LengthField
@@ -262,6 +304,7 @@ _enter(
     "version 3, reserved byte, 2-byte length of the whole packet",
     "RFC 1006 section 6",
     65535,
+    one="Each transport connection of ISO 8073 class 0 has a TCP connection of its own.",
 )
 
 BGP: LengthField
@@ -274,6 +317,7 @@ _enter(
     "RFC 4271 section 4.1",
     4096,
     "With the Extended Message capability (RFC 8654) the maximum is 65,535.",
+    one="A session is its connection; nothing carries an id.",
 )
 
 DIAMETER: LengthField
@@ -285,6 +329,9 @@ _enter(
     "version 1, 3-byte length of the whole message, a multiple of 4",
     "RFC 6733 section 3",
     (1 << 24) - 4,
+    one="Peers have one connection (RFC 6733 section 2.1), on which each answers the other's "
+    "watchdogs.",
+    id=Field(12, 4),
 )
 
 RADIUS: LengthField
@@ -295,6 +342,8 @@ _enter(
     "RFC 2865 section 3, over TCP as in RFC 6613 section 2.6",
     4096,
     "RFC 7930 allows 65,535 where both ends agree.",
+    many="A response carries its request's identifier: 8 bits, so 256 requests at a time.",
+    id=Field(1),
 )
 
 TLS: Layout
@@ -309,6 +358,7 @@ _enter(
     "RFC 5246 section 6.2, RFC 8446 section 5",
     5 + (1 << 14) + 2048,
     "The records as they are, still encrypted.",
+    one="Records are numbered and encrypted by connection.",
 )
 
 WEBSOCKET: Layout
@@ -334,6 +384,7 @@ _enter(
     14 + (1 << 63) - 1,
     "After the opening handshake, which is HTTP and must be read before attaching.  Each frame is "
     "a message here, also one of a fragmented WebSocket message.",
+    one="Frames carry no id, and those of a message follow each other.",
 )
 
 
@@ -349,6 +400,8 @@ _enter(
     "RFC 4511 section 5.1; X.690 section 8.1.3",
     None,
     "The long form may have up to 8 length bytes, leading zeros among them.",
+    many="Answers carry their request's messageID, and a search has several.  Bind all "
+    "connections alike before attaching them.",
 )
 
 SNMP: Layout
@@ -359,6 +412,7 @@ _enter(
     "RFC 3430 section 2.1; X.690 section 8.1.3",
     None,
     "The long form may have up to 8 length bytes, leading zeros among them.",
+    many="A response carries its request's request-id.",
 )
 
 
@@ -398,6 +452,8 @@ _enter(
     48 + 255 * 4 + 4 + (1 << 24) + 4,
     "Without digests, as before and during login; `iscsi(header_digest=…, data_digest=…)` makes "
     "the others.",
+    one="A command keeps to one connection (its allegiance), which counts its answers.",
+    id=Field(16, 4),
 )
 
 ONC_RPC: LengthField
@@ -408,6 +464,8 @@ _enter(
     "RFC 5531 section 11",
     4 + (1 << 31) - 1,
     "Each fragment is a message here; NFS, for one, sends each record as one fragment.",
+    many="A reply carries its call's xid, provided that each record is one fragment.",
+    id=Field(4, 4),
 )
 
 NBD_REQUEST: Layout
@@ -426,6 +484,7 @@ _enter(
     "NBD protocol, doc/proto.md, Request message",
     28 + (1 << 32) - 1,
     "What a client sends in the transmission phase, without extended headers.",
+    one="A reply goes out on its request's connection.",
 )
 
 REDIS_LINES: Delimiter
@@ -437,6 +496,7 @@ _enter(
     64 << 10,
     "Not for connections that carry bulk strings: see RESP.  The maximum is the server's for "
     "inline commands.",
+    one="Answers carry no id; they come in the order of the requests.",
 )
 
 
@@ -467,6 +527,7 @@ _enter(
     (512 << 20) + 14,
     "An array, set or map is not a message but several: its head, a line that counts the elements, "
     "and each element.  Lines are up to 65,536 bytes.  Streamed strings are refused.",
+    one="Answers carry no id; they come in the order of the requests.",
 )
 
 NETSTRING: Layout
@@ -478,6 +539,7 @@ _enter(
     None,
     "That a comma ends it is for the application to check.  The number has up to 9 digits, and no "
     "leading zeros.",
+    one="No id of its own; if what is in it has one, many can be used.",
 )
 
 NINE_P: LengthField
@@ -488,6 +550,8 @@ _enter(
     "Plan 9 manual, intro(5)",
     (1 << 32) - 1,
     "The negotiated msize is a good max_length.",
+    one="An answer carries its request's tag, but a fid is known on its own connection alone.",
+    id=Field(5, 2, "little"),
 )
 
 CQL: Layout
@@ -501,6 +565,9 @@ _enter(
     "Apache Cassandra, native_protocol_v4.spec section 2",
     9 + (256 << 20),
     "Version 5 wraps its messages into frames once STARTUP is answered: see CQL_V5.",
+    many="A response carries its request's stream id.  Send STARTUP, and authenticate, before "
+    "attaching; a USE holds for one connection.",
+    id=Field(2, 2),
 )
 
 CQL_V5: LengthField
@@ -518,6 +585,7 @@ _enter(
     "Apache Cassandra, native_protocol_v5.spec section 2.1, uncompressed format",
     6 + 0x1FFFF + 4,
     "A message larger than a frame comes in several.",
+    one="The frames of a larger message must be joined in order, and name no message.",
 )
 
 CQL_V5_COMPRESSED: LengthField
@@ -535,6 +603,7 @@ _enter(
     "Apache Cassandra, native_protocol_v5.spec section 2.2, compressed format",
     8 + 0x1FFFF + 4,
     "A message larger than a frame comes in several.",
+    one="As CQL_V5.",
 )
 
 PROTOBUF_DELIMITED: Varint
@@ -544,6 +613,85 @@ _enter(
     "varint length, then the message",
     "Protocol Buffers, Java's writeDelimitedTo and C++'s SerializeDelimitedToZeroCopyStream",
     5 + (1 << 31) - 1,
+    one="No id of its own; if what is in it has one, many can be used.",
+)
+
+MODBUS_TCP: LengthField
+_enter(
+    "MODBUS_TCP",
+    lambda: LengthField(
+        offset=4, size=2, min_length=8, max_length=260, magic=b"\0\0", magic_offset=2
+    ),
+    "transaction, protocol 0, 2-byte length, then unit, function and data",
+    "MODBUS Messaging on TCP/IP Implementation Guide V1.0b, section 3.1.3",
+    260,
+    many="A response carries its request's transaction identifier.",
+    id=Field(0, 2),
+)
+
+SYSLOG_COUNTED: Layout
+_enter(
+    "SYSLOG_COUNTED",
+    lambda: Layout("octet-counted syslog message", decimal(b" ", 9), min_length=3),
+    "decimal length, space, that many bytes",
+    "RFC 6587 section 3.4.1, as RFC 5425 section 4.3 over TLS",
+    None,
+    "The number has up to 9 digits, and no leading zeros.  Not for senders that end messages with "
+    "a line feed (RFC 6587 section 3.4.2).",
+    many="Nothing is answered.",
+)
+
+
+def _zmtp() -> tuple[Step, ...]:
+    greeting = (Match(b"\x7f", 9), Switch(Field(10), (Case(((3, 255),)),)), Add(64))
+    short = (Add(Field(1)), Add(2))
+    long = (Add(Field(1, 8)), Add(9))
+    cases = Case((0, 1, 4), short), Case((2, 3, 6), long), Case((0xFF,), greeting)
+    return (Switch(Field(0), cases),)
+
+
+ZMTP: Layout
+_enter(
+    "ZMTP",
+    lambda: Layout("ZMTP frame", _zmtp(), min_length=2),
+    "flags, size of 1 or 8 bytes, then the body; and the 64-byte greeting",
+    "ZeroMQ RFC 37, ZMTP 3.1; RFC 23, ZMTP 3.0",
+    9 + (1 << 63) - 1,
+    "Greeting and handshake come before attaching.  Each frame is a message here, also one of a "
+    "multipart message.  The frames of ZMTP 1.0 and the greetings of 1.0 and 2.0 are others.",
+    one="Frames carry no id, and those of a multipart message follow each other.",
+)
+
+
+def _nanomsg() -> tuple[Step, ...]:
+    first = 0x00535000  # NUL, "SP", version 0
+    sized = ((0, first - 1), (first + 1, 0xFFFFFFFF))
+    size = (Add(Field(0, 8)), Add(8))
+    cases = Case((first,), (Match(b"\0\0", 6), Add(8))), Case(sized, size)
+    return (Switch(Field(0, 4), cases),)
+
+
+NANOMSG: Layout
+_enter(
+    "NANOMSG",
+    lambda: Layout("SP message", _nanomsg(), min_length=8),
+    "8-byte length, then the message; and the 8-byte protocol header",
+    "nanomsg, SP over TCP (sp-tcp-mapping-01)",
+    8 + (1 << 64) - 1,
+    "Exchange the protocol headers before attaching.",
+    many="A reply carries its request's id (REQ and REP); other patterns have no answers.",
+    id=Field(8, 4),
+)
+
+IKE_TCP: LengthField
+_enter(
+    "IKE_TCP",
+    lambda: LengthField(size=2, adjustment=0, min_length=3, max_length=65535),
+    "2-byte length that counts itself, then an IKE message behind 4 zero bytes, or an ESP packet",
+    "RFC 9329 section 3",
+    65535,
+    "The stream begins with 6 bytes, IKETCP, once: read them before attaching.",
+    one="A security association uses one connection at a time.",
 )
 
 #: Every framing here by its name, in the order above.

@@ -7,6 +7,7 @@ import errno
 import operator
 import os
 import socket as _socket
+import sys
 import weakref
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,10 @@ class KCMSocket(Closing):
 
             raise _explain.explain(error, _explain.OPEN) from error
         self._port.fd = self.fileno()
+        if "multiprocessing.reduction" in sys.modules:
+            from pykcm import _pickling
+
+            _pickling.register(KCMSocket)
 
     @classmethod
     def from_fd(
@@ -285,12 +290,17 @@ class KCMSocket(Closing):
 
     def _have_divided_by(self, other: KCMSocket) -> None:
         """Another socket of the multiplexor divides as this one does."""
-        if self._port.rule is not None:
+        other._divide_by(self._port.rule, self._port.most)
+        self._attaching.has_siblings = True
+
+    def _divide_by(self, rule: bytes | None, most: int) -> None:
+        """Divide super messages as a sibling does, or as none does."""
+        if rule is not None:
             with explained():
-                other._told = _kernel.Descriptor.event()
-            other._port.told = other._told.fileno()
-            other._port.set_rule(self._port.rule, self._port.most)
-        self._attaching.has_siblings = other._attaching.has_siblings = True
+                self._told = _kernel.Descriptor.event()
+            self._port.told = self._told.fileno()
+            self._port.set_rule(rule, most)
+        self._attaching.has_siblings = True
 
     def detach(self) -> int:
         """As for `socket.socket`: the descriptor, which is the caller's to close."""
@@ -320,6 +330,12 @@ class KCMSocket(Closing):
         while True:
             yield Wait(space.fileno())
             space.clear()
+
+    def _follow(self, end: _kernel.Descriptor) -> None:
+        """Learn from an event that a Multiplexor's last transport has gone."""
+        self._end = end
+        self._port.watch = end.fileno()
+        self._port.attached = self._port.watched = True
 
     def _look(self) -> None:
         """Whether the Multiplexor that this is a clone of still has transports."""

@@ -236,6 +236,33 @@ def cql_v5(header: int) -> Encoder:
     return encode
 
 
+def modbus(rng: random.Random, size: int) -> bytes:
+    size = min(max(size, 1), 253)
+    return struct.pack(">HHHB", rng.getrandbits(16), 0, size + 1, 255) + payload(rng, size)
+
+
+def syslog(rng: random.Random, size: int) -> bytes:
+    return b"%d " % max(size, 1) + payload(rng, max(size, 1))
+
+
+def zmtp(rng: random.Random, size: int) -> bytes:
+    if rng.random() < 0.1:
+        return b"\xff" + rng.randbytes(8) + b"\x7f\x03" + rng.randbytes(53)
+    if size < 256 and rng.random() < 0.8:
+        return struct.pack(">BB", rng.choice((0, 1, 4)), size) + payload(rng, size)
+    return struct.pack(">BQ", rng.choice((2, 3, 6)), size) + payload(rng, size)
+
+
+def nanomsg(rng: random.Random, size: int) -> bytes:
+    if rng.random() < 0.1:
+        return b"\0SP\0" + rng.randbytes(2) + b"\0\0"
+    return prefixed(">Q")(rng, size)
+
+
+def ike(rng: random.Random, size: int) -> bytes:
+    return prefixed(">H", 2)(rng, min(max(size, 1), 65533))
+
+
 def fixed(rng: random.Random, _size: int) -> bytes:
     return rng.randbytes(13)
 
@@ -319,6 +346,11 @@ STREAMS: dict[str, tuple[Framing, Encoder]] = {
     "CQL_V5": (protocols.CQL_V5, cql_v5(6)),
     "CQL_V5_COMPRESSED": (protocols.CQL_V5_COMPRESSED, cql_v5(8)),
     "PROTOBUF_DELIMITED": (protocols.PROTOBUF_DELIMITED, varint),
+    "MODBUS_TCP": (protocols.MODBUS_TCP, modbus),
+    "SYSLOG_COUNTED": (protocols.SYSLOG_COUNTED, syslog),
+    "ZMTP": (protocols.ZMTP, zmtp),
+    "NANOMSG": (protocols.NANOMSG, nanomsg),
+    "IKE_TCP": (protocols.IKE_TCP, ike),
 }
 
 #: Payload sizes about which lengths change their form.

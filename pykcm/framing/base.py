@@ -14,6 +14,7 @@ from pykcm.framing.steps import LARGEST_LENGTH, Path, Step, Within, explore_all,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
     from typing import Any, TypeAlias, TypeVar
 
@@ -60,6 +61,44 @@ class Framing(abc.ABC):
             FramingError: the header is refused: errno EMSGSIZE for a message over max_length,
                 EBADMSG for bytes that are no header of this framing.
         """
+
+    def read_message(
+        self, tcp: socket.socket, *, begun: bytes = b"", timeout: float | None = None
+    ) -> bytes:
+        """Take one message off a TCP socket that is not attached, and never a byte more.
+
+        For what has to be read before a connection is attached: a greeting, a login's answers.
+        Nothing is taken until the message is whole: if something is raised, the stream is as it
+        was, and the call may be made again.
+
+        Args:
+            tcp: a connected TCP socket without TLS, in whatever blocking mode.
+            begun: the beginning of the message, where somebody has read that already.
+            timeout: seconds; None for no limit, whatever the socket's own time-out.
+
+        Returns:
+            The whole message, header and what was begun included.
+
+        Raises:
+            FramingError: the header is refused, as by `measure`.
+            MessageCut: the connection ended in the middle of the message.
+            Disconnected: it ended before the message.
+            TimeoutError: the time is over; the text says how many bytes have come.
+            ArgumentError: begun is longer than a message.
+            KCMOSError: ENOBUFS (the message does not fit into the receive buffer), EPROTO (urgent
+                data came), EOPNOTSUPP and others (not a TCP socket, or one with TLS).
+        """
+        from pykcm import _reading
+        from pykcm._wait import run
+
+        return run(_reading.steps(self, tcp, begun), timeout, "")
+
+    async def aread_message(self, tcp: socket.socket, *, begun: bytes = b"") -> bytes:
+        """As `read_message`, on asyncio or Trio, without a limit; use the event loop's own."""
+        from pykcm import _reading
+        from pykcm._wait import arun
+
+        return await arun(_reading.steps(self, tcp, begun))
 
     @abc.abstractmethod
     def assembly(self, strategy: Strategy | None = None, batch: int = 1) -> str:

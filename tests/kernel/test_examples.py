@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,39 @@ def test_echo(client: str) -> None:
             assert answered.stdout == "500 answers, each to its request\n"
             output, _ = server.communicate(timeout=60)
             assert output.count(": the peer closed the connection\n") == 4
+            assert server.returncode == 0
+        finally:
+            server.kill()
+
+
+def test_a_server_with_many_peers() -> None:
+    """Clients in threads and on Trio; one that says nothing, one of another protocol; SIGTERM."""
+    command = [sys.executable, str(EXAMPLES / "server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            port = server.stdout.readline().split()[1]
+            with socket.create_connection(("127.0.0.1", int(port))):  # whose handshake never comes
+                with socket.create_connection(("127.0.0.1", int(port))) as other:
+                    other.sendall(b"GET / HTTP/1.1\n")
+                    assert other.recv(1) == b""
+                clients = [
+                    subprocess.Popen(
+                        [sys.executable, EXAMPLES / name, port, "--requests", "60"],
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                    )
+                    for name in ("threads_client.py", "trio_client.py")
+                ]
+                for client in clients:
+                    output, errors = client.communicate(timeout=90)
+                    assert errors == ""
+                    assert output == "60 answers, each to its request\n"
+                server.terminate()
+                output, _ = server.communicate(timeout=60)
+            assert output.splitlines()[-1] == "stopped after 120 answers"
+            assert "a connection is refused: ValueError" in output
             assert server.returncode == 0
         finally:
             server.kill()

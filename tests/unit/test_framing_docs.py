@@ -28,6 +28,17 @@ def test_the_catalogue(entry: protocols.Protocol) -> None:
     assert row(f"`{entry.name}`", entry.summary, length, maximum, entry.reference) in DOCUMENT
     if entry.note:
         assert f"- `{entry.name}`: {entry.note}\n" in DOCUMENT
+    assert row(f"`{entry.name}`", entry.connections, place(entry), entry.reason) in DOCUMENT
+
+
+def place(entry: protocols.Protocol) -> str:
+    """Where the id stands, as the table says it."""
+    fields = [field for field in (entry.id, entry.answer_id) if field is not None]
+    texts = [f"{field.offset}, {field.size}" for field in fields]
+    texts = [
+        f"{t}, little" if f.byteorder == "little" else t for t, f in zip(texts, fields, strict=True)
+    ]
+    return " / ".join(dict.fromkeys(texts))
 
 
 def test_what_is_left_out() -> None:

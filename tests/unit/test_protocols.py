@@ -127,6 +127,33 @@ SAMPLES: list[tuple[str, str, str, int]] = [
     ("CQL_V5_COMPRESSED", "fields: 9 of 32 bytes, self-contained", "0900400004 000000", 8 + 9 + 4),
     ("PROTOBUF_DELIMITED", "encoding.html: 150 and 300 as varints", "9601", 2 + 150),
     ("PROTOBUF_DELIMITED", "encoding.html: 150 and 300 as varints", "ac02", 2 + 300),
+    ("MODBUS_TCP", "fields: Read Holding Registers", "1501 0000 0006 ff 03 0004 0001", 12),
+    ("MODBUS_TCP", "fields: Read Exception Status", "1502 0000 0002 ff 07", 8),
+    ("MODBUS_TCP", "fields: the largest", "1503 0000 00fe ff 10", 260),
+    # RFC 5424 section 6.5, example 1, counted.
+    (
+        "SYSLOG_COUNTED",
+        "RFC 6587 3.4.1",
+        b"114 <34>1 2003-10-11T22:14:15.003Z mymachine.example.com su - ID47 - \xef\xbb\xbf".hex(),
+        118,
+    ),
+    ("SYSLOG_COUNTED", "RFC 6587 3.4.1: the shortest", b"1 <".hex(), 3),
+    (
+        "ZMTP",
+        "RFC 37: the greeting",
+        "ff 0000000000000000 7f 03 01 4e554c4c" + "00" * 16 + "00" + "00" * 31,
+        64,
+    ),
+    ("ZMTP", "RFC 37: READY of NULL", "04 19 05 5245414459 0b 536f636b65742d54797065", 2 + 25),
+    ("ZMTP", "RFC 37: a part with more to come", "01 00", 2),
+    ("ZMTP", "RFC 37: the last part", "00 05 48656c6c6f", 7),
+    ("ZMTP", "RFC 37: a long message", "02 0000000000000100", 9 + 256),
+    ("ZMTP", "RFC 37: a long command", "06 0000000000000100 05", 9 + 256),
+    ("NANOMSG", "sp-tcp-mapping: header of REQ", "00 5350 00 0030 0000", 8),
+    ("NANOMSG", "fields: a request", "0000000000000009 80000001 48656c6c6f", 17),
+    ("NANOMSG", "fields: an empty message", "0000000000000000", 8),
+    ("IKE_TCP", "fields: IKE_SA_INIT", "0022 00000000" + "11" * 8 + "00" * 8 + "21202208", 34),
+    ("IKE_TCP", "fields: ESP", "ffff c0ffee00 00000001", 65535),
 ]
 
 
@@ -224,6 +251,22 @@ REFUSED: list[tuple[str, str, int]] = [
     ("CQL", "04 00 0000 05 ffffffff", errno.EMSGSIZE),
     ("PROTOBUF_DELIMITED", "8080808080", errno.EBADMSG),
     ("PROTOBUF_DELIMITED", "ffffffff0f", errno.EMSGSIZE),
+    ("MODBUS_TCP", "1501 0001 0006", errno.EBADMSG),
+    ("MODBUS_TCP", "1501 0000 0001", errno.EBADMSG),
+    ("MODBUS_TCP", "1501 0000 00ff", errno.EMSGSIZE),
+    ("SYSLOG_COUNTED", b"<34>1 2003".hex(), errno.EBADMSG),
+    ("SYSLOG_COUNTED", b"0 ".hex(), errno.EBADMSG),
+    ("SYSLOG_COUNTED", b"01 ".hex(), errno.EBADMSG),
+    ("ZMTP", "05 00", errno.EBADMSG),  # a command has no more parts
+    ("ZMTP", "08 00", errno.EBADMSG),
+    ("ZMTP", "ff 0000000000000001 7f 01", errno.EBADMSG),  # ZMTP 2.0
+    ("ZMTP", "ff 0000000000000000 7e 03", errno.EBADMSG),
+    ("ZMTP", "02 8000000000000000", errno.EMSGSIZE),
+    ("NANOMSG", "00 5350 00 0030 0001", errno.EBADMSG),
+    ("NANOMSG", "00 5350 01 0030 0000", errno.EMSGSIZE),
+    ("NANOMSG", "ffffffff ffffffff", errno.EMSGSIZE),
+    ("IKE_TCP", "0001", errno.EBADMSG),
+    ("IKE_TCP", "0000", errno.EBADMSG),
 ]
 
 
@@ -261,6 +304,43 @@ def test_entry(name: str) -> None:
     assert copy.assembly(NONE) == entry.framing.assembly(NONE)
     smaller = entry.framing.replace(max_length=entry.framing.max_length - 1)
     assert smaller.max_length == entry.framing.max_length - 1
+
+
+# A request or answer of the samples above, and the number in it that pairs it with the other.
+@pytest.mark.parametrize(
+    ("name", "sample", "number", "answers"),
+    [
+        ("DNS", "001d 1234 0100", 0x1234, True),
+        ("KAFKA", "0000000c 0012 0000 00000001 0002 6162", 1, False),
+        ("KAFKA", "0000000c 00000001", 1, True),
+        ("MONGODB", "1a000000 01000000 02000000", 1, False),
+        ("MONGODB", "1a000000 01000000 02000000", 2, True),
+        ("MEMCACHED_BINARY", "81 00 0000 04 00 0000 00000009 0000beef", 0xBEEF, True),
+        ("DIAMETER", "01 000014 80 000118 00000000 00000001 00000002", 1, True),
+        ("RADIUS", "02 07", 7, True),
+        ("ISCSI", "00" * 16 + "0000002a", 42, True),
+        ("ONC_RPC", "80000028 00000001 00000000", 1, True),
+        ("NINE_P", "13000000 64 feff", 0xFFFE, True),
+        ("CQL", "84 00 0102 02", 0x102, True),
+        ("MODBUS_TCP", "1501 0000 0006", 0x1501, True),
+        ("NANOMSG", "0000000000000009 80000001", 0x80000001, True),
+    ],
+)
+def test_the_id(name: str, sample: str, number: int, answers: bool) -> None:
+    entry = protocols.ALL[name]
+    field = entry.answer_id if answers else entry.id
+    assert field is not None
+    assert field.read(memoryview(bytes.fromhex(sample))) == number
+
+
+def test_how_many_connections() -> None:
+    assert {entry.connections for entry in protocols.ALL.values()} == {"many", "one"}
+    for entry in protocols.ALL.values():
+        assert entry.reason.endswith(".")
+        assert (entry.id is None) == (entry.answer_id is None)
+    many = {name for name, entry in protocols.ALL.items() if entry.connections == "many"}
+    # What answers in order, or keeps a session by connection, must never be called "many".
+    assert not many & {"POSTGRESQL", "MYSQL", "RESP", "REDIS_LINES", "HTTP2", "AMQP", "WEBSOCKET"}
 
 
 def test_every_protocol_is_tested() -> None:

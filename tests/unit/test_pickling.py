@@ -1,0 +1,105 @@
+"""KCM sockets given to other processes of multiprocessing; a Unix socket stands in for KCM."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from multiprocessing import reduction, resource_sharer
+
+import pytest
+
+from pykcm import Disconnected, KCMOSError
+from pykcm.socket import KCMSocket
+from tests.unit.stand_in import PATIENCE, World, stand_in
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    stand_in(monkeypatch)
+    with contextlib.closing(World()) as world:
+        yield world
+    resource_sharer.stop()
+
+
+def ticket(kcm: KCMSocket) -> bytes:
+    return bytes(reduction.ForkingPickler.dumps(kcm))
+
+
+def test_a_socket(world: World) -> None:
+    kcm = world.mux.socket
+    with pickle.loads(ticket(kcm)) as other:
+        assert type(other) is KCMSocket
+        assert other.max_message_size == kcm.max_message_size
+        assert not os.get_inheritable(other.fileno())
+        world.wire.send(b"hello")
+        assert other.recv(timeout=PATIENCE) == b"hello"
+
+
+def test_a_clone_learns_of_the_end(world: World) -> None:
+    with world.mux.clone() as clone, pickle.loads(ticket(clone)) as other:
+        world.wire.send(b"hello")
+        assert other.recv(timeout=PATIENCE) == b"hello"
+        world.mux.unattach(world.near)
+        with pytest.raises(Disconnected):
+            other.recv(timeout=PATIENCE)
+
+
+def test_no_descriptor_is_left(world: World) -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    with world.mux.clone() as clone:
+        with pickle.loads(ticket(clone)):  # what the standard library starts for it
+            pass
+        before = count()
+        with pickle.loads(ticket(clone)):
+            pass
+        assert count() == before
+
+
+def test_it_serves_once(world: World) -> None:
+    data = ticket(world.mux.socket)
+    with pickle.loads(data), pytest.raises(KCMOSError, match="serves once"):
+        pickle.loads(data)
+
+
+def test_what_cannot_be_pickled(world: World) -> None:
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"cannot pickle 'KCMSocket'.*from_fd"):
+            attempt(world.mux.socket)
+    with pytest.raises(TypeError, match="give others a clone"):
+        pickle.dumps(world.mux)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="requires root, to become another user")
+def test_in_a_process_of_another_user(world: World) -> None:
+    data = ticket(world.mux.socket)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        text = "nothing was raised"
+        try:
+            os.setuid(65534)
+            pickle.loads(data)
+        except KCMOSError as error:
+            text = f"{errno.errorcode[error.errno or 0]} {error.strerror}"
+        except BaseException as error:
+            text = repr(error)
+        finally:
+            os.write(writer, text.encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        text = answer.read().decode()
+    os.waitpid(pid, 0)
+    assert text.startswith("EACCES the KCM socket was not handed over"), text
+
+
+def test_nothing_is_imported_for_it() -> None:
+    code = "import sys, pykcm.socket; assert 'multiprocessing' not in sys.modules"
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0

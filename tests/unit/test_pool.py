@@ -1,0 +1,329 @@
+"""Connections that come back: real TCP, with a Unix socket in the place of the KCM socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import pickle
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+
+from pykcm import (
+    ArgumentError,
+    AttachError,
+    ConnectFailed,
+    Disconnected,
+    Disconnection,
+    LengthField,
+    MessageCut,
+    Multiplexor,
+    Pool,
+)
+from tests.strikes import descriptors
+from tests.unit.stand_in import PATIENCE, World, stand_in
+
+QUICK = (0.01, 0.05)
+
+
+class Server:
+    """Accepts, and does with each connection what it is told to."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.accepted: list[socket.socket] = []
+        self.greet: Callable[[socket.socket], object] = lambda tcp: None
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                tcp, _ = self.listener.accept()
+                self.accepted.append(tcp)
+                self.greet(tcp)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.listener.getsockname(), PATIENCE)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self.listener.close()
+        for tcp in self.accepted:
+            tcp.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with contextlib.closing(Server()) as server:
+        yield server
+
+
+@pytest.fixture
+def mux(monkeypatch: pytest.MonkeyPatch) -> Iterator[Multiplexor]:
+    """One that has no transport."""
+    stand_in(monkeypatch)
+    with contextlib.closing(World()) as world:
+        world.mux.unattach(world.near)
+        yield world.mux
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_it_is_kept_full(mux: Multiplexor, server: Server) -> None:
+    told: list[Disconnection] = []
+    mux.on_disconnect = told.append
+    with Pool(mux, server.connect, 3, backoff=QUICK):
+        assert len(mux.transports) == 3
+        eventually(lambda: len(server.accepted) == 3)
+        for number in range(5):
+            server.accepted[number].close()
+            eventually(lambda n=number: len(server.accepted) == 4 + n)  # type: ignore[misc]
+            eventually(lambda: len(mux.transports) == 3)
+    assert len(mux.transports) == 3  # they stay
+    assert len(told) == 5  # and the caller's own callback is called
+    # Nothing of the pool's keeps a connection open that is closed.
+    last = server.accepted[-1]
+    last.settimeout(PATIENCE)
+    mux.close(0)
+    assert last.recv(1) == b""
+
+
+def test_it_is_told_of_an_unattach(mux: Multiplexor, server: Server) -> None:
+    with Pool(mux, server.connect, 2):
+        gone = mux.transports[0]
+        mux.unattach(gone)
+        eventually(lambda: len(mux.transports) == 2)
+        gone.close()
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "127.0.0.1"])
+def test_nobody_there(mux: Multiplexor, server: Server, host: str) -> None:
+    """A name that does not resolve, a port that refuses: an end that is named."""
+    port = server.listener.getsockname()[1]
+    server.close()
+    before = mux.on_disconnect
+    pool = Pool(
+        mux, lambda: socket.create_connection((host, port), 1), 2, attempts=4, backoff=QUICK
+    )
+    with pytest.raises(ConnectFailed, match="4 attempts to connect have failed") as caught:
+        pool.fill()
+    assert caught.value.attempts == 4
+    assert isinstance(caught.value.__cause__, OSError)
+    expected = errno.ECONNREFUSED if host == "127.0.0.1" else errno.EHOSTUNREACH
+    assert caught.value.errno == expected
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.attempts) == (str(caught.value), 4)
+    assert before is None
+
+
+def test_a_name_that_stops_resolving(mux: Multiplexor, server: Server) -> None:
+    """While reconnecting: the block's end raises it, and meanwhile receiving says Disconnected."""
+    port = server.listener.getsockname()[1]
+    hosts = iter(["127.0.0.1"])
+
+    def connect() -> socket.socket:
+        return socket.create_connection((next(hosts, "no-such-host.invalid"), port), 1)
+
+    with pytest.raises(ConnectFailed, match="3 attempts") as caught:
+        with Pool(mux, connect, 1, attempts=3, backoff=QUICK) as pool:
+            eventually(lambda: len(server.accepted) == 1)
+            server.accepted[0].close()
+            with pytest.raises(Disconnected):
+                mux.recv(timeout=PATIENCE)
+            eventually(lambda: pool.failure is not None)
+            with pytest.raises(Disconnected):
+                mux.send(b"x", timeout=PATIENCE)
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+def test_a_name_that_resolves_again(mux: Multiplexor, server: Server) -> None:
+    port = server.listener.getsockname()[1]
+    hosts = iter(["127.0.0.1", "no-such-host.invalid", "no-such-host.invalid"])
+
+    def connect() -> socket.socket:
+        return socket.create_connection((next(hosts, "127.0.0.1"), port), 1)
+
+    with Pool(mux, connect, 1, attempts=4, backoff=QUICK):
+        eventually(lambda: len(server.accepted) == 1)
+        server.accepted[0].close()
+        eventually(lambda: len(server.accepted) == 2)
+
+
+def test_a_server_that_closes_at_once(mux: Multiplexor, server: Server) -> None:
+    """It is not dialled without end, nor without a pause."""
+    server.greet = lambda tcp: tcp.close()
+    start = time.monotonic()
+    with pytest.raises(ConnectFailed, match="ended before anything was received") as caught:
+        with Pool(mux, server.connect, 1, attempts=5, backoff=(0.05, 0.05)) as pool:
+            eventually(lambda: pool.failure is not None)
+    assert caught.value.attempts == 5
+    assert 0.1 < time.monotonic() - start < PATIENCE
+    assert len(server.accepted) == 5
+
+
+def test_a_server_that_closes_after_serving(mux: Multiplexor, server: Server) -> None:
+    """It is dialled again without counting failures."""
+
+    def serve(tcp: socket.socket) -> None:
+        time.sleep(0.05)
+        tcp.sendall(b"served")
+        tcp.close()
+
+    server.greet = serve
+    with Pool(mux, server.connect, 1, attempts=2, backoff=(30, 30)):
+        eventually(lambda: len(server.accepted) >= 4)
+
+
+def test_a_handshake_that_is_cut(mux: Multiplexor, server: Server) -> None:
+    framing = LengthField(size=4)
+
+    def cut(tcp: socket.socket) -> None:
+        tcp.sendall(b"\0\0\0\7hel" if len(server.accepted) < 3 else b"\0\0\0\5hello")
+        tcp.shutdown(socket.SHUT_WR) if len(server.accepted) < 3 else None
+
+    def connect() -> socket.socket:
+        tcp = server.connect()
+        try:
+            framing.read_message(tcp, timeout=PATIENCE)
+        except BaseException:
+            tcp.close()
+            raise
+        return tcp
+
+    server.greet = cut
+    Pool(mux, connect, 1, attempts=3, backoff=QUICK).fill()
+    assert len(mux.transports) == 1
+    assert len(server.accepted) == 3
+    for tcp in server.accepted:
+        tcp.close()
+    server.accepted.clear()
+    with pytest.raises(ConnectFailed) as caught:
+        Pool(mux, connect, 2, attempts=2, backoff=QUICK).fill()
+    assert isinstance(caught.value.__cause__, MessageCut)
+
+
+def test_what_is_not_tried_again(mux: Multiplexor, server: Server) -> None:
+    def connect() -> socket.socket:
+        raise KeyError("a mistake")
+
+    with pytest.raises(KeyError):
+        Pool(mux, connect, 1).fill()
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(AttachError):
+        Pool(mux, lambda: ours, 1).fill()
+    with pytest.raises(ArgumentError):
+        Pool(mux, connect, 0)
+    with pytest.raises(ArgumentError):
+        Pool(mux, connect, 1, backoff=(2, 1))
+
+
+def test_a_time_out(mux: Multiplexor, server: Server) -> None:
+    address = server.listener.getsockname()
+    server.close()
+    calls: list[float] = []
+
+    def connect() -> socket.socket:
+        calls.append(time.monotonic())
+        return socket.create_connection(address)
+
+    pool = Pool(mux, connect, 1, attempts=None, backoff=(0.02, 0.08))
+    with pytest.raises(TimeoutError, match="fewer connections"):
+        pool.fill(0.5)
+    assert 5 < len(calls) < 20  # with pauses of 40 to 80 ms in the end
+
+
+def test_no_descriptor_is_left(mux: Multiplexor, server: Server) -> None:
+    def reset(tcp: socket.socket) -> None:
+        if len(server.accepted) > 1:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            tcp.close()
+
+    gc.collect()
+    before = descriptors()
+    server.greet = reset
+    pool = Pool(mux, server.connect, 1, attempts=6, backoff=QUICK)
+    with pytest.raises(ConnectFailed), pool:
+        eventually(lambda: len(server.accepted) == 1)
+        server.accepted[0].close()
+        eventually(lambda: pool.failure is not None)
+    # The pool has three of its own; nothing is left of the connections.
+    eventually(lambda: len(descriptors()) <= len(before) + 3)
+
+
+# ---- in tasks ----
+
+
+@pytest.mark.parametrize("coroutine", [True, False])
+def test_asyncio(mux: Multiplexor, server: Server, coroutine: bool) -> None:
+    async def connect() -> socket.socket:
+        tcp = socket.socket()
+        tcp.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(tcp, server.listener.getsockname())
+        return tcp
+
+    async def main() -> None:
+        async with Pool(mux, connect if coroutine else server.connect, 2, backoff=QUICK):
+            assert len(mux.transports) == 2
+            while not server.accepted:
+                await asyncio.sleep(0.01)
+            server.accepted[0].close()
+            while len(server.accepted) < 3 or len(mux.transports) < 2:
+                list(mux.disconnections())
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_asyncio_gives_up(mux: Multiplexor, server: Server) -> None:
+    async def main() -> None:
+        async with Pool(mux, server.connect, 1, attempts=2, backoff=QUICK) as pool:
+            server.close()
+            with pytest.raises(Disconnected):
+                await mux.arecv()
+            while pool.failure is None:
+                await asyncio.sleep(0.01)
+
+    with pytest.raises(ConnectFailed, match="2 attempts"):
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_trio(mux: Multiplexor, server: Server) -> None:
+    async def main() -> None:
+        with trio.fail_after(PATIENCE):
+            async with Pool(mux, server.connect, 2, backoff=QUICK):
+                while not server.accepted:
+                    await trio.sleep(0.01)
+                server.accepted[0].close()
+                while len(server.accepted) < 3 or len(mux.transports) < 2:
+                    list(mux.disconnections())
+                    await trio.sleep(0.01)
+            with trio.move_on_after(0.05) as scope:
+                await Pool(mux, server.connect, 2).arun()
+            assert scope.cancelled_caught
+
+    trio.run(main)
+
+
+def test_run_until_stopped(mux: Multiplexor, server: Server) -> None:
+    pool = Pool(mux, server.connect, 2)
+    thread = threading.Thread(target=pool.run)
+    thread.start()
+    eventually(lambda: len(mux.transports) == 2)
+    pool.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
