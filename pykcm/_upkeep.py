@@ -134,10 +134,8 @@ class Upkeep(Messages, MultiplexorCalls):
             self._look()
 
     def _send_steps(self) -> Steps[None]:
-        space = SendSpace(self._fd(), self._port.watch)  # goes with this generator
-        while True:
-            yield Wait(space.fileno())
-            space.clear()
+        for wait in SendSpace(self._fd(), self._port.watch).waits():
+            yield wait
             # The call looks after the transports itself, before it is tried again: looked after
             # here, the last one's end would be waited through.
             self._port.patience = 0

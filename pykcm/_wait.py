@@ -16,7 +16,7 @@ import errno
 import math
 import select
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from pykcm.errors import ArgumentError, KCMOSError, UnavailableError
@@ -182,8 +182,9 @@ class Readable:
 class SendSpace:
     """Tells when a KCM socket has handed queued messages to TCP, so that sending may go on.
 
-    Its descriptor is readable then, or when one of others is; `clear` has to follow each time.  It
-    is readable once at first, so that what happened before is not missed.
+    Its descriptor is readable then, or when one of others is; also once at first, so that what
+    happened before is not missed.  `clear` takes the event; after it, and before the wait, the
+    socket has to be tried once more: what came before `clear` went with it.
 
     Args:
         fd: the KCM socket's.
@@ -202,8 +203,16 @@ class SendSpace:
         """The descriptor to wait for as readable."""
         return self._fd
 
+    def waits(self) -> Iterator[Wait]:
+        """What a call waits for that is tried after each: at once when the event was taken, so that
+        nothing that came before is missed, and then until the next."""
+        while True:
+            self.clear()
+            yield Wait(self._fd, 0.0)
+            yield Wait(self._fd)
+
     def clear(self) -> None:
-        """Take the event, before looking at the socket again."""
+        """Take the event, before trying the socket again."""
         self._epoll.poll(0)
 
     def close(self) -> None:

@@ -326,10 +326,7 @@ class KCMSocket(Closing):
             yield Wait(self._fd())
 
     def _send_steps(self) -> Steps[None]:
-        space = SendSpace(self._fd())  # goes with this generator
-        while True:
-            yield Wait(space.fileno())
-            space.clear()
+        yield from SendSpace(self._fd()).waits()
 
     def _follow(self, end: _kernel.Descriptor) -> None:
         """Learn from an event that a Multiplexor's last transport has gone."""

@@ -43,10 +43,7 @@ class Hooks(Messages):
             yield Wait(self._fd())
 
     def _send_steps(self) -> Steps[None]:
-        with SendSpace(self._fd()) as space:
-            while True:
-                yield Wait(space.fileno())
-                space.clear()
+        yield from SendSpace(self._fd()).waits()
 
     def _look(self) -> None:
         pass

@@ -9,6 +9,7 @@ import gc
 import math
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -817,3 +818,18 @@ def test_no_message_is_lost_for_want_of_memory(pair: Any, how: str, size: int) -
             got += owner.recv_many(timeout=0)
         assert got == messages, start
     assert failed
+
+
+def test_room_that_comes_between_a_try_and_the_wait_is_not_missed(pair: Any) -> None:
+    """The event of it was taken, and then the next one waited for, which never came."""
+    owner = own(PATHS[0], pair[0])
+    sent = fill(owner)
+    steps = owner._send_steps()
+    for _ in range(4):
+        wait = next(steps)  # what a call does that found no room
+        while wait.again != 0 and select.select([wait.fd], [], [], 0)[0]:
+            wait = next(steps)
+    for _ in range(sent):  # and now there is some, before it waits
+        pair[1].recv(1000)
+    wait = next(steps)
+    assert wait.again == 0 or select.select([wait.fd], [], [], 0)[0]
