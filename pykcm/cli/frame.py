@@ -130,13 +130,31 @@ def _list(as_json: bool) -> None:
                 "max_length": each.framing.max_length,
                 "maximum": each.maximum,
                 "note": each.note,
+                "connections": each.connections,
+                "reason": each.reason,
             }
             for each in protocols.ALL.values()
         ]
         click.echo(json.dumps({"framings": framings, "left_out": dict(protocols.LEFT_OUT)}))
         return
     formatter = click.get_current_context().make_formatter()
-    formatter.write_dl([(each.name, each.summary) for each in protocols.ALL.values()])
+    formatter.write_text(
+        "A message does not say which connection it came by, and a send chooses none."
+    )
+    for heading, connections in (
+        ("Many connections can share a multiplexor:", "many"),
+        ("Each connection needs a multiplexor of its own:", "one"),
+    ):
+        formatter.write_paragraph()
+        formatter.write_text(heading)
+        formatter.write_paragraph()
+        formatter.write_dl(
+            [
+                (each.name, each.summary)
+                for each in protocols.ALL.values()
+                if each.connections == connections
+            ]
+        )
     formatter.write_paragraph()
     formatter.write_text("Without a framing, and why:")
     formatter.write_paragraph()

@@ -103,6 +103,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [each["name"] for each in listed["framings"]] == list(protocols.ALL)
     assert all(f"\n{name} " in f"\n{shown}" for name in protocols.ALL)
     assert listed["left_out"] == dict(protocols.LEFT_OUT)
+    assert {(each["name"], each["connections"]) for each in listed["framings"]} == {
+        (each.name, each.connections) for each in protocols.ALL.values()
+    }
 
 
 def test_bytes_are_not_for_a_terminal() -> None:
