@@ -68,7 +68,7 @@ class Multiplexor(Upkeep):
         self._closed = False
         # Room for the framing's longest message from the start: clones have it too.
         longest = longest_message(framing) or DEFAULT_MAX_MESSAGE_SIZE
-        self.socket = KCMSocket(type, max_message_size=min(longest, LARGEST_MESSAGE))
+        self.socket: KCMSocket = KCMSocket(type, max_message_size=min(longest, LARGEST_MESSAGE))
         self.socket.setblocking(False)
         try:
             self.socket._attaching.divide(self.socket._port, framing, batch)

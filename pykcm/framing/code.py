@@ -39,7 +39,7 @@ class Code:
         self.far_loads = far_loads
         self.batch = batch
         self.following = False
-        self.there = 0
+        self.there: int = 0
         self._start: list[str] = []
         self._lines: list[str] = []
         self._functions: dict[str, list[str]] = {}

@@ -29,7 +29,7 @@ class Delineator:
     """
 
     def __init__(self, framing: Framing | bytes) -> None:
-        self.code = framing if isinstance(framing, bytes) else framing.memory_program()
+        self.code: bytes = framing if isinstance(framing, bytes) else framing.memory_program()
         self._program = ffi.cast("struct bpf_insn *", ffi.from_buffer("char[]", self.code))
         if lib.pykcm_delineate_check(self._program, len(self.code) // isa.SIZE) < 0:
             raise ValueError("the program has instructions that only the kernel can run")

@@ -59,7 +59,7 @@ class Value:
         cls._annotations = {**cls._annotations, **own}
         cls._fields = {**cls._fields, **{name: cls.__dict__.get(name, _REQUIRED) for name in own}}
         if "__init__" not in cls.__dict__:
-            cls.__signature__ = _Signature()  # type: ignore[attr-defined]
+            type.__setattr__(cls, "__signature__", _Signature())
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         name = type(self).__name__
