@@ -11,6 +11,8 @@ from pykcm import _kernel, _tcp
 from pykcm.errors import ArgumentError, AttachError, KCMOSError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pykcm import bpf
     from pykcm._messages import Port
     from pykcm.framing import Framing
@@ -51,6 +53,18 @@ class Attaching:
             self._program = framing, batch, program
         return self._program[2].fd, max_length
 
+    @contextlib.contextmanager
+    def dividing(self, port: Port, framing: Delineation, batch: int, done: Any) -> Iterator[None]:
+        """As `divide`, for an attach: nothing is changed if that fails."""
+        before, delineations = (port.rule, port.most), list(self._delineations)
+        self.divide(port, framing, batch)
+        try:
+            yield
+        finally:
+            if not done[0]:
+                port.set_rule(*before)
+                self._delineations = delineations
+
     def divide(self, port: Port, framing: Delineation, batch: int) -> None:
         """Have a Port divide the super messages that transports bring, if any do.
 
@@ -82,11 +96,12 @@ class Attaching:
             )
         if batch <= port.most:
             return
-        if self.has_siblings:
+        if self.has_siblings or port.shared or port.forked:
             raise ArgumentError(
                 "batch",
-                "the multiplexor has other sockets, which would not divide super messages; attach "
-                "with the largest batch before the first clone, or name it to from_fd",
+                "other sockets or processes have this multiplexor, and would not divide super "
+                "messages; attach with the largest batch before the first clone, duplicate or "
+                "fork, or name it to from_fd",
             )
         if any(other != framing for other in self._delineations):
             raise ArgumentError(

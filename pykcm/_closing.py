@@ -61,9 +61,11 @@ class Closing(Messages, StandardCalls):
         """Messages in hand that the multiplexor's other sockets would have got otherwise."""
         port = self._port
         mine = port.fd >= 0 and not port.bound and not port.inherited
-        return port.held if mine and self._attaching.has_siblings else 0
+        shared = self._attaching.has_siblings or port.shared or port.forked
+        return port.held if mine and shared else 0
 
     def _let_go(self) -> None:
+        self._port.told = self._port.watch = -1  # before others may have these numbers
         self._attaching.close()
         for descriptor in (self._end, self._told, self._all):
             if descriptor is not None:
@@ -86,11 +88,11 @@ class Closing(Messages, StandardCalls):
         # The interpreter closes it, with a warning that it hides by default.
         if not hasattr(self, "_port"):
             return
-        left, unread = self._left_behind(), self._unread()
+        left, unread, described = self._left_behind(), self._unread(), repr(self)
         self._note_forks()
         self._let_go()
         if unread:
-            warnings.warn(unread_text(repr(self), unread), UnreadWarning, source=self, stacklevel=2)
+            warnings.warn(unread_text(described, unread), UnreadWarning, source=self, stacklevel=2)
         if left:
             warnings.warn(
                 f"{self!r} was not closed, and {left} bytes that no transport has taken are lost",

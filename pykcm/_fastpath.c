@@ -369,6 +369,8 @@ static void port_inherit(Port *port)
 		port->sending = PyThread_allocate_lock(); /* another thread may have held it */
 	queue_clear(&port->inbox);
 	port->open = port->batched = 0;
+	port->told = -1; /* it is the parent's too; the owner makes another */
+	port->telling = port->waiting = port->observed = 0;
 	Py_CLEAR(port->rest);
 	Py_CLEAR(port->part);
 	Py_CLEAR(port->super);
@@ -1146,13 +1148,17 @@ no:
 	return NULL;
 }
 
-static int attempt_receive(struct call *call, PyObject **result)
+static int receive_once(struct call *call, PyObject **result)
 {
 	Port *port = call->port;
 	int count = call->kind != RECV_MANY ? 1 : call->limit < BATCH ? (int)call->limit : BATCH;
 
 	if (look_now_and_then(call) < 0)
 		return -1;
+	if (port->fd < 0) {
+		raise_error("receive", EBADF);
+		return -1;
+	}
 	if (port_has_more(port) && port_convert(port) < 0)
 		return -1;
 	if (call->flags & MSG_PEEK && !port->inbox.count && !port->part && !port->rule)
@@ -1185,8 +1191,15 @@ static int attempt_receive(struct call *call, PyObject **result)
 		*result = peeked(call, Py_NewRef(queue_front(&port->inbox)));
 	else
 		*result = call->kind == RECV_MANY ? take_many(call) : take_front(call);
-	port_tell(port);
 	return *result ? 1 : PyErr_Occurred() ? -1 : 0;
+}
+
+static int attempt_receive(struct call *call, PyObject **result)
+{
+	int done = receive_once(call, result);
+
+	port_tell(call->port); /* also after an exception, which leaves messages in the Port */
+	return done;
 }
 
 /* Whether a watched Port has no transport; with an exception that says so, or another. */
@@ -2099,10 +2112,8 @@ static PyObject *port_pull(Port *self, PyObject *unused)
 			       -1 :
 			       port_receive(self, BATCH, self->room);
 
-	if (received < 0)
-		return NULL;
 	port_tell(self);
-	return PyBool_FromLong(received);
+	return received < 0 ? NULL : PyBool_FromLong(received);
 }
 
 /* Keep a report for whoever asks; once, however often it is given. */
@@ -2131,6 +2142,7 @@ static PyObject *port_next(Port *self)
 
 static PyObject *port_tell_method(Port *self, PyObject *unused)
 {
+	port_inherit(self);
 	port_tell(self);
 	Py_RETURN_NONE;
 }
@@ -2183,14 +2195,24 @@ static PyObject *port_forked(Port *self, void *unused)
 	return PyBool_FromLong(self->forks != forks);
 }
 
-/* From now on super messages come, of up to so many messages; and such are sent. */
+/* From now on super messages come, of up to so many messages, and such are sent; or none, if the
+ * rule is None. */
 static PyObject *port_set_rule(Port *self, PyObject *args)
 {
 	PyObject *rule;
 	int most;
 
-	if (!PyArg_ParseTuple(args, "Si", &rule, &most))
+	if (!PyArg_ParseTuple(args, "Oi", &rule, &most))
 		return NULL;
+	if (rule == Py_None) {
+		Py_CLEAR(self->rule);
+		self->most = 0;
+		Py_RETURN_NONE;
+	}
+	if (!PyBytes_CheckExact(rule)) {
+		PyErr_SetString(PyExc_TypeError, "a rule is bytes");
+		return NULL;
+	}
 	if (most < 1 || PyBytes_Size(rule) % sizeof(struct bpf_insn) ||
 	    pykcm_delineate_check((const struct bpf_insn *)PyBytes_AsString(rule),
 				  PyBytes_Size(rule) / sizeof(struct bpf_insn)) < 0) {

@@ -165,8 +165,8 @@ class _Call:
             poll.register(port.fd, select.POLLIN)
         if port.watched:
             poll.register(port.watch, select.POLLIN)
-            if self.kind != "event" and port.told >= 0:
-                poll.register(port.told, select.POLLIN)
+        if self.kind != "event" and port.told >= 0:
+            poll.register(port.told, select.POLLIN)
         port.waiting += 1
         try:
             port.tell()

@@ -95,10 +95,13 @@ class Port:
             self.inbox.clear()
             self._part, self._rest = b"", memoryview(b"")
             self.open = self.batched = 0
+            self.told = -1  # it is the parent's too; the owner makes another
+            self.telling, self.waiting, self.observed = False, 0, 0
             self._sending = RLock()  # another thread may have held it
 
     def tell(self) -> None:
         """Set or clear what tells of messages in the Port."""
+        self.inherit()
         wanted = bool(self.inbox or self.over)
         if self.told >= 0 and wanted != self.telling and (self.observed or self.waiting):
             _kernel.set_event(self.told, wanted)
@@ -118,11 +121,11 @@ class Port:
         except IndexError:
             raise StopIteration from None
 
-    def set_rule(self, rule: bytes, most: int) -> None:
-        """From now on super messages come, of up to so many messages; and such are sent."""
+    def set_rule(self, rule: bytes | None, most: int) -> None:
+        """From now on super messages of up to so many messages come, and are sent; or none."""
         from pykcm.framing.delineate import Delineator
 
-        self._delineator = Delineator(rule)
+        self._delineator = None if rule is None else Delineator(rule)
         self.rule, self.most, self._each = rule, most, most
 
     def _divide(self, message: bytes) -> list[bytes]:

@@ -174,6 +174,7 @@ class Upkeep(Messages, MultiplexorCalls):
         unread = self._port.held if own and shared else 0
         self._closed = True
         try:
+            self._port.told = self._port.watch = -1  # before others may have these numbers
             if self._all is not None:
                 self._all.close()
             self._transports.close(restore=own and not shared, hand_over=own)

@@ -204,7 +204,7 @@ class Multiplexor(Upkeep):
         self._check()
         if self._all is None:
             self._all = Readable(self._fd(), self._port.watch, self._port.told)
-            self._port.observed = True
+        self._port.observed = True
         self._port.tell()
         return self._all.fileno()
 

@@ -8,6 +8,7 @@ import operator
 import os
 import socket as _socket
 import sys
+import warnings
 import weakref
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,14 @@ from pykcm import _kernel, _tcp
 from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
 from pykcm._binding import lib
 from pykcm._closing import Closing
-from pykcm._messages import Port, late_with
+from pykcm._messages import Port, late_with, unread_text
 from pykcm._wait import Readable, SendSpace, Steps, Wait, explained
 from pykcm.errors import (
     ArgumentError,
     Disconnected,
     KCMOSError,
     UnavailableError,
+    UnreadWarning,
 )
 
 if TYPE_CHECKING:
@@ -124,20 +126,20 @@ class KCMSocket(Closing):
         else:
             keeps = False
         self = cls(type_, max_message_size=max_message_size, _fileno=number)
-        self._port.shared = True
         self._port.keeps_rest = keeps
         if framing is not None or batch != 1:
             try:
-                self._divide(framing, batch)  # type: ignore[arg-type]
+                self._attaching.divide(self._port, framing, batch)  # type: ignore[arg-type]
+                self._have_told()
             except BaseException:
                 self.detach()
                 raise
-        self._attaching.has_siblings = True
+        self._port.shared = self._attaching.has_siblings = True
         return self
 
     def __repr__(self) -> str:
         type_ = getattr(self.type, "name", self.type)
-        state = "closed" if self.fileno() < 0 else f"fd={self.fileno()}"
+        state = "closed" if self._port.fd < 0 else f"fd={self._port.fd}"
         return f"<{type(self).__module__}.{type(self).__name__} {state} type={type_}>"
 
     @property
@@ -188,15 +190,16 @@ class KCMSocket(Closing):
         self._fd()
         tcp_fd = descriptor_of(tcp)
         program_fd, max_length = self._attaching.delineate(framing, batch)
-        self._divide(framing, batch)
         cookie = None
         with contextlib.suppress(OSError):
             cookie = _tcp.cookie(tcp_fd)
         options, done = _tcp.Options(), _kernel.integer()
         try:
-            self._attaching.attach(
-                self, tcp_fd, program_fd, max_length, allow_small_buffer, options, done
-            )
+            with self._attaching.dividing(self._port, framing, batch, done):
+                self._have_told()
+                self._attaching.attach(
+                    self, tcp_fd, program_fd, max_length, allow_small_buffer, options, done
+                )
         finally:
             if done[0] and cookie is not None:
                 self._options[cookie] = options
@@ -267,26 +270,38 @@ class KCMSocket(Closing):
         """The descriptor, -1 when the socket is closed.
 
         Where super messages are divided it is not the KCM socket's own, but one for `select` and
-        event loops, which is readable also while messages wait in this object.
+        event loops, which is readable also while messages wait in this object, and never writable.
+        The own one is what `dup().detach()` returns.
         """
-        if self._told is None or self._port.fd < 0:
+        port = self._port
+        if port.rule is None or port.bound or port.fd < 0:
             return super().fileno()
+        port.tell()
+        self._have_told()
         if self._all is None:
-            self._all = Readable(self._port.fd, self._told.fileno())
-            self._port.observed = True
-        self._port.tell()
+            self._all = Readable(port.fd, port.told)
+        port.observed = True
+        port.tell()
         return self._all.fileno()
 
-    def _divide(self, framing: Delineation, batch: int) -> None:
-        """Have super messages divided, if the framing is used in batches."""
-        if batch != 1 and self._told is None:
+    def get_inheritable(self) -> bool:
+        """As for `socket.socket`."""
+        return os.get_inheritable(self._fd())
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        """As for `socket.socket`."""
+        os.set_inheritable(self._fd(), inheritable)
+
+    def _have_told(self) -> None:
+        """Have a descriptor that tells of messages in this object, where super messages bring some.
+
+        After a fork it is another: the inherited one is the parent's too.
+        """
+        if self._port.rule is not None and self._port.told < 0:
             with explained():
-                told = _kernel.Descriptor.event()
-            self._attaching.divide(self._port, framing, batch)
-            self._told = told
-            self._port.told = told.fileno()
-        else:
-            self._attaching.divide(self._port, framing, batch)
+                self._told = _kernel.Descriptor.event()
+            self._all = None
+            self._port.told = self._told.fileno()
 
     def _have_divided_by(self, other: KCMSocket) -> None:
         """Another socket of the multiplexor divides as this one does."""
@@ -296,18 +311,20 @@ class KCMSocket(Closing):
     def _divide_by(self, rule: bytes | None, most: int) -> None:
         """Divide super messages as a sibling does, or as none does."""
         if rule is not None:
-            with explained():
-                self._told = _kernel.Descriptor.event()
-            self._port.told = self._told.fileno()
             self._port.set_rule(rule, most)
+            self._have_told()
         self._attaching.has_siblings = True
 
     def detach(self) -> int:
         """As for `socket.socket`: the descriptor, which is the caller's to close."""
+        described, unread = repr(self), self._unread()
         self._port.fd = -1
         self._port.shared = True
         self._let_go()
-        return super().detach()
+        fd = super().detach()
+        if unread:
+            warnings.warn(unread_text(described, unread), UnreadWarning, stacklevel=2)
+        return fd
 
     @property
     def recv_disabled(self) -> bool:
@@ -322,11 +339,23 @@ class KCMSocket(Closing):
         _kernel.set_option(self._fd(), lib.SOL_KCM, lib.KCM_RECV_DISABLE, int(value))
 
     def _receive_steps(self) -> Steps[None]:
+        port = self._port
+        others = [fd for fd in (port.told, port.watch) if fd >= 0]
+        if not others:
+            while True:
+                yield Wait(self._fd())
+        port.observed = True
+        port.tell()
+        readable = Readable(self._fd(), *others)  # goes with this generator
         while True:
-            yield Wait(self._fd())
+            yield Wait(readable.fileno())
+            self._look()
 
     def _send_steps(self) -> Steps[None]:
-        yield from SendSpace(self._fd()).waits()
+        end = () if self._end is None else (self._end.fileno(),)
+        for wait in SendSpace(self._fd(), *end).waits():
+            yield wait
+            self._look()
 
     def _follow(self, end: _kernel.Descriptor) -> None:
         """Learn from an event that a Multiplexor's last transport has gone."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import gc
+import os
 import random
+import select
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -14,8 +21,10 @@ from typing import Any
 import pytest
 
 import pykcm
+from pykcm import KCMSocket, _kernel, _loopback
 from pykcm.framing import Delimiter, FixedLength, Framing, LengthField
 from tests.unit.port_owner import PATHS, own
+from tests.unit.stand_in import stand_in
 
 FRAMING = LengthField(size=2, max_length=70_000)
 LONGEST = 70_003
@@ -180,3 +189,182 @@ def test_a_rule_has_to_be_one() -> None:
         for framing in (FixedLength(3), Delimiter(b"\n")):
             port.set_rule(framing.memory_program(), 7)
             assert port.rule == framing.memory_program()
+
+
+# ---- KCMSocket, on the stand-in ----
+
+
+@pytest.fixture
+def wired(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[KCMSocket, socket.socket]]:
+    """A KCM socket that divides, and the far end of what stands in for its descriptor."""
+    stand_in(monkeypatch)
+    ours, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, wire, KCMSocket() as kcm:
+        os.dup2(ours.fileno(), kcm.fileno(), inheritable=False)
+        kcm._divide_by(FRAMING.memory_program(), 64)
+        yield kcm, wire
+
+
+def readable(kcm: KCMSocket) -> bool:
+    return bool(select.select([kcm], [], [], 0)[0])
+
+
+def test_select_sees_what_waits_in_the_object(wired: Any) -> None:
+    kcm, wire = wired
+    assert not readable(kcm)
+    wire.send(message(1) * 3)
+    assert readable(kcm)
+    assert kcm.recv() == message(1)
+    assert readable(kcm)
+    assert kcm.recv_many() == [message(1)] * 2
+    assert not readable(kcm)
+
+
+# What strikes the __del__ of garbage, Python itself can but report.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_select_sees_what_an_exception_left(wired: Any) -> None:
+    """A handler's exception strikes when messages are in the object and none was returned."""
+    kcm, wire = wired
+    assert not readable(kcm)
+
+    def strike(*_: object) -> None:
+        raise RuntimeError
+
+    previous = signal.signal(signal.SIGALRM, strike)
+    try:
+        for i in range(200):
+            wire.send(message(1) * 2)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + i % 40))
+                while kcm.recv_many(1, timeout=1):
+                    pass
+            except RuntimeError:
+                pass
+            assert readable(kcm) == bool(kcm._port.held or _waits(kcm)), i
+            while kcm._port.held or _waits(kcm):
+                kcm.recv_many()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _waits(kcm: KCMSocket) -> bool:
+    return bool(select.select([kcm._fd()], [], [], 0)[0])
+
+
+def test_a_dropped_socket_is_closed(wired: Any) -> None:
+    kcm, wire = wired
+    with kcm.dup() as other:
+        wire.send(message(1) * 3)
+        assert other.recv() == message(1)
+        fd = other._fd()
+        with pytest.warns(pykcm.UnreadWarning, match="2 messages"):
+            other.close()
+        assert other.fileno() == -1
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+    with pytest.raises(pykcm.KCMOSError, match="EBADF"):
+        other.recv(timeout=0)
+    other = kcm.dup()
+    wire.send(message(1) * 3)
+    assert other.recv() == message(1)
+    fd = other._fd()
+    with pytest.warns((pykcm.UnreadWarning, ResourceWarning)):
+        del other
+        gc.collect()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+
+
+def test_a_descriptor_that_was_closed_is_not_told(wired: Any) -> None:
+    kcm, wire = wired
+    other = kcm.dup()
+    assert not readable(other)
+    wire.send(message(1) * 3)
+    assert other.recv() == message(1)
+    with pytest.warns(pykcm.UnreadWarning):
+        fd = other.detach()
+    assert other._port.told == -1
+    os.close(fd)
+
+
+def test_a_fork_shares_no_telling(wired: Any) -> None:
+    kcm, wire = wired
+    assert not readable(kcm)
+    wire.send(message(1) * 3)
+    assert kcm.recv() == message(1)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        status = 1
+        try:
+            assert not readable(kcm)
+            with contextlib.suppress(TimeoutError):
+                kcm.recv(timeout=0)
+            wire.send(message(2) * 2)  # to the parent's end as well; one of the two takes it
+            assert kcm.recv(timeout=5) == message(2)
+            assert readable(kcm)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert readable(kcm)
+    assert kcm.recv_many() == [message(1)] * 2
+    assert not readable(kcm)
+
+
+def test_a_batch_after_a_fork_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    near, far = _loopback.connection()
+    with near, far, KCMSocket() as kcm:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(pykcm.ArgumentError, match="fork"):
+            kcm._attaching.divide(kcm._port, FRAMING, 7)
+
+
+def test_a_failed_attach_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EALREADY, "attached already")
+
+    monkeypatch.setattr(_kernel, "attach", refuse)
+    monkeypatch.setattr("pykcm._attaching.Attaching.delineate", lambda *_: (-1, 1000))
+    near, far = _loopback.connection()
+    with near, far, KCMSocket() as kcm:
+        for framing, batch in ((FRAMING, 7), (FixedLength(3), 9), (FixedLength(4), 1)):
+            with pytest.raises(pykcm.AttachError):
+                kcm.attach(near, framing, batch=batch)
+            assert kcm._port.rule is None
+            assert not kcm._attaching._delineations
+
+
+def test_two_threads_and_a_task_find_what_another_left(wired: Any) -> None:
+    kcm, wire = wired
+
+    async def main() -> bytes:
+        waiting = asyncio.create_task(_receive(kcm))
+        await asyncio.sleep(0.05)
+        wire.send(message(1) + message(2) + message(3))
+        assert kcm.recv(timeout=1) == message(1)
+        return await asyncio.wait_for(waiting, 5)
+
+    assert asyncio.run(main()) == message(2)
+    got: list[bytes] = []
+    thread = threading.Thread(target=lambda: got.append(kcm.recv(timeout=5)))
+    assert kcm.recv() == message(3)
+    thread.start()
+    time.sleep(0.2)
+    wire.send(message(4) * 64)
+    start = time.monotonic()
+    kcm.recv_many(63, timeout=5)
+    thread.join()
+    assert got == [message(4)]
+    assert time.monotonic() - start < 3
+
+
+async def _receive(kcm: KCMSocket) -> bytes:
+    return await kcm.arecv()

@@ -71,7 +71,7 @@ class Process:
     def __init__(self, shared: Shared, name: str, work: Work) -> None:
         self.name = name
         self._fd = os.memfd_create(name)
-        self.pid = os.fork()
+        self.pid: int = os.fork()
         if self.pid == 0:
             try:
                 try:
