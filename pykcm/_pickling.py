@@ -35,8 +35,8 @@ def reduce_argument(kcm: Any) -> tuple[Any, ...]:
     if context is None or context.get_spawning_popen() is None:
         raise TypeError(
             f"cannot pickle {type(kcm).__name__!r} object: a descriptor cannot be stored; give it "
-            "to a process of multiprocessing, or send its number by socket.send_fds and make an "
-            "object of it by KCMSocket.from_fd"
+            "to a process of multiprocessing, or send what dup().detach() returns by "
+            "socket.send_fds and make an object of it by KCMSocket.from_fd"
         )
     return reduce(kcm)
 
