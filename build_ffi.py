@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Build pykcm._native: CFFI, API mode, against the system's <linux/kcm.h> and <linux/bpf.h>."""
 
 import sysconfig
@@ -89,7 +90,13 @@ ffibuilder.set_source(
     '#include "_delineate.h"\n' + (PACKAGE / "native.c").read_text(encoding="utf-8"),
     sources=["pykcm/_delineate.c"],
     define_macros=[("_GNU_SOURCE", None), *LIMITED],
-    extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    extra_compile_args=[
+        "-O2",
+        f"-ffile-prefix-map={Path.cwd()}=.",  # as in setup.py
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+    ],
     include_dirs=["pykcm"],
     depends=["pykcm/native.c", "pykcm/_delineate.c", "pykcm/_delineate.h"],
     py_limited_api=True,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * pykcm's only C: the calls that the standard library cannot make.
  *
