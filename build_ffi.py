@@ -43,7 +43,7 @@ int pykcm_recvmmsg(int fd, char *buffer, size_t size, size_t room, int count, in
 #define BPF_PROG_TYPE_SOCKET_FILTER ...
 
 struct bpf_insn { ...; };
-struct bpf_prog_info {
+struct pykcm_program_info {
     uint32_t type;
     uint32_t id;
     uint8_t tag[...];
@@ -70,7 +70,7 @@ int64_t pykcm_delineate(const struct bpf_insn *program, const void *data, size_t
 size_t pykcm_divide(const struct bpf_insn *program, const void *data, size_t size,
                     uint32_t *lengths, size_t room, size_t *used);
 
-int pykcm_bpf_info(int fd, struct bpf_prog_info *info);
+int pykcm_bpf_info(int fd, struct pykcm_program_info *info);
 int pykcm_bpf_pin(int fd, const char *path);
 int pykcm_bpf_get(const char *path);
 int pykcm_bpf_by_id(uint32_t id);

@@ -1,4 +1,4 @@
-"""A release in dist/: the source distribution, and the wheel for this machine that is built from it.
+"""A release in dist/: the source distribution, and the wheel for this machine, built from that.
 
     python -m ci.dist
 
