@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ci import output
+from ci import output, release
 from ci.kernels import ROOT
 from ci.output import say
 
@@ -132,8 +132,8 @@ def main() -> int:
         return 1
     for file in files:
         say(f"{sha256(file.read_bytes()).hexdigest()}  dist/{file.name}")
-    if "example.org" in (ROOT / "pyproject.toml").read_text(encoding="utf-8"):
-        say("dist: the project's home is still a placeholder: [project.urls] in pyproject.toml")
+    for fault in release.faults(f"v{sdist.name.removesuffix('.tar.gz').partition('-')[2]}"):
+        say(f"dist: before this is published: {fault}")
     return 0
 
 
