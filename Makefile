@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: MIT
 # pykcm: what is run and how. Every target installs what it lacks (see ci/setup).
 # ARGS are handed on: make test ARGS="-k framing"; make demo ARGS="--seed 7".
 # KERNEL=6.12 asks for a guest with that kernel, also where the host has KCM. It is a series of Debian's
 # (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix bench container shell man clean
+.PHONY: help demo test matrix bench container shell man dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -30,6 +31,9 @@ shell: ## a shell where KCM works
 
 man: ## the manual pages of kcm, in build/man
 	@ci/setup && .venv/bin/python -m ci.manual $(ARGS)
+
+dist: ## the source distribution and a wheel, built, checked, in dist/
+	@ci/dist
 
 clean: ## remove what was built and fetched
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

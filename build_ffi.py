@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Build pykcm._native: CFFI, API mode, against the system's <linux/kcm.h> and <linux/bpf.h>."""
 
 import sysconfig
@@ -42,7 +43,7 @@ int pykcm_recvmmsg(int fd, char *buffer, size_t size, size_t room, int count, in
 #define BPF_PROG_TYPE_SOCKET_FILTER ...
 
 struct bpf_insn { ...; };
-struct bpf_prog_info {
+struct pykcm_program_info {
     uint32_t type;
     uint32_t id;
     uint8_t tag[...];
@@ -69,7 +70,7 @@ int64_t pykcm_delineate(const struct bpf_insn *program, const void *data, size_t
 size_t pykcm_divide(const struct bpf_insn *program, const void *data, size_t size,
                     uint32_t *lengths, size_t room, size_t *used);
 
-int pykcm_bpf_info(int fd, struct bpf_prog_info *info);
+int pykcm_bpf_info(int fd, struct pykcm_program_info *info);
 int pykcm_bpf_pin(int fd, const char *path);
 int pykcm_bpf_get(const char *path);
 int pykcm_bpf_by_id(uint32_t id);
@@ -89,7 +90,13 @@ ffibuilder.set_source(
     '#include "_delineate.h"\n' + (PACKAGE / "native.c").read_text(encoding="utf-8"),
     sources=["pykcm/_delineate.c"],
     define_macros=[("_GNU_SOURCE", None), *LIMITED],
-    extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    extra_compile_args=[
+        "-O2",
+        f"-ffile-prefix-map={Path.cwd()}=.",  # as in setup.py
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+    ],
     include_dirs=["pykcm"],
     depends=["pykcm/native.c", "pykcm/_delineate.c", "pykcm/_delineate.h"],
     py_limited_api=True,

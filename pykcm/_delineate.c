@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* See _delineate.h.  The instructions are those of RFC 9669, and the packet loads before it. */
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * A framing's delineation program, run on bytes in memory.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * The calls that have to be fast, and whose results no exception may lose.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The docstrings of _fastpath.c's public methods. */
 
 #define SIGNATURE(text) text "\n--\n\n"

@@ -327,7 +327,7 @@ def bpf_info(fd: int, translated: int = 0) -> tuple[Any, bytes]:
     Returns:
         struct bpf_prog_info, and so many bytes of the translated instructions.
     """
-    info, room = ffi.new("struct bpf_prog_info *"), ffi.new("char[]", translated)
+    info, room = ffi.new("struct pykcm_program_info *"), ffi.new("char[]", translated)
     info.xlated_prog_insns = int(ffi.cast("uintptr_t", room))
     info.xlated_prog_len = translated
     _result(lib.pykcm_bpf_info(fd, info))

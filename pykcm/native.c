@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * pykcm's only C: the calls that the standard library cannot make.
  *
@@ -466,8 +467,51 @@ static int pykcm_bpf_next_id(uint32_t id, uint32_t *next)
 	return error;
 }
 
+/* struct bpf_prog_info as of Linux 5.16, for headers that are older, as manylinux_2_28's may be.  A
+ * kernel that knows less leaves the rest as it is; one that knows more fills what there is.
+ */
+struct pykcm_program_info {
+	uint32_t type;
+	uint32_t id;
+	uint8_t tag[8];
+	uint32_t jited_prog_len;
+	uint32_t xlated_prog_len;
+	uint64_t jited_prog_insns;
+	uint64_t xlated_prog_insns;
+	uint64_t load_time;
+	uint32_t created_by_uid;
+	uint32_t nr_map_ids;
+	uint64_t map_ids;
+	char name[16];
+	uint32_t ifindex;
+	uint32_t gpl_compatible; /* a bit, the lowest */
+	uint64_t netns_dev;
+	uint64_t netns_ino;
+	uint32_t nr_jited_ksyms;
+	uint32_t nr_jited_func_lens;
+	uint64_t jited_ksyms;
+	uint64_t jited_func_lens;
+	uint32_t btf_id;
+	uint32_t func_info_rec_size;
+	uint64_t func_info;
+	uint32_t nr_func_info;
+	uint32_t nr_line_info;
+	uint64_t line_info;
+	uint64_t jited_line_info;
+	uint32_t nr_jited_line_info;
+	uint32_t line_info_rec_size;
+	uint32_t jited_line_info_rec_size;
+	uint32_t nr_prog_tags;
+	uint64_t prog_tags;
+	uint64_t run_time_ns;
+	uint64_t run_cnt;
+	uint64_t recursion_misses;
+	uint32_t verified_insns;
+	uint32_t reserved; /* attach_btf_obj_id */
+};
+
 /* Fill info.  The caller may set its xlated and jited pointers and lengths beforehand. */
-static int pykcm_bpf_info(int fd, struct bpf_prog_info *info)
+static int pykcm_bpf_info(int fd, struct pykcm_program_info *info)
 {
 	union bpf_attr attr;
 

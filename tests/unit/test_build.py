@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LOOK = """
-import importlib.resources, importlib.util, sys
+import importlib.metadata, importlib.resources, importlib.util, sys
 import pykcm, pykcm._native
+assert importlib.metadata.version("pykcm") == pykcm.__version__
 files = importlib.resources.files("pykcm")
 assert sys.argv[1] in str(files), files
 assert (files / "py.typed").is_file()
@@ -52,7 +54,14 @@ def copied(directory: Path) -> Path:
 def build(kind: str, source: Path, directory: Path) -> Path:
     """What a hook of the build backend makes of a source directory, without a package index."""
     command = [sys.executable, "-c", BUILD.format(f"build_{kind}"), str(directory)]
-    result = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command,
+        cwd=source,
+        env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     (made,) = directory.iterdir()
     return made
@@ -72,6 +81,27 @@ def test_the_source_distribution_can_be_built_and_its_wheel_imported(tmp_path: P
         env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
         check=True,
     )
+
+
+def test_the_bytes_depend_on_the_files_alone(tmp_path: Path) -> None:
+    made: list[bytes] = []
+    for place in ("here", "there"):
+        source = copied(tmp_path / place)
+        for path in source.rglob("*"):
+            os.utime(path, (len(made), len(made)))
+        (tmp_path / place / "made").mkdir()
+        made.append(build("sdist", source, tmp_path / place / "made").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_the_wheel_holds_the_package_and_no_c_source(tmp_path: Path) -> None:
+    source = copied(tmp_path)
+    (tmp_path / "made").mkdir()
+    with zipfile.ZipFile(build("wheel", source, tmp_path / "made")) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    package = {str(path.relative_to(source)) for path in source.glob("pykcm/**/*.py*")}
+    extensions = {"pykcm/_native.abi3.so", "pykcm/_fastpath.abi3.so"}
+    assert held == package | extensions | {"pykcm/py.typed"}
 
 
 def test_a_free_threaded_python_is_given_no_limited_api(tmp_path: Path) -> None:
