@@ -1,4 +1,4 @@
-"""What mkdocs is told of the pages whose text is not in docs/: README, the changes, linked files."""
+"""Pages of the site whose text is not in docs/: README, the changes, files that are linked."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The Python blocks of README.md and docs/, and where they can be run.
 
 A comment on the line before a block says what it needs: `<!-- needs KCM -->`, a kernel that has it,
-and after a colon what else, or `<!-- needs BPF -->`, the right to load programs.  A block whose
+and after a colon which server, or `<!-- needs BPF -->`, the right to load programs.  A block whose
 first line is a comment that names a file is that file: those of a page belong together.
 """
 
@@ -14,7 +14,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
 
-_BLOCK = re.compile(r"^(?:<!-- needs (\w+)[^\n]*-->\n\n?)?```python\n(.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^(?:<!-- needs (\w+)(?:: ([^\n]*))? -->\n\n?)?```python\n(.*?)^```$", re.M | re.S
+)
 _FILE = re.compile(r"# (\w+\.py)\n")
 
 
@@ -25,12 +27,14 @@ class Block(NamedTuple):
         where: its page, and the number of its first line.
         text: what stands between the fences.
         needs: "KCM", "BPF" or "".
+        server: what it needs besides, as people say it; "" for nothing.
         file: the name of the file that it is; "" if it is none.
     """
 
     where: str
     text: str
     needs: str
+    server: str
     file: str
 
 
@@ -42,9 +46,10 @@ def blocks(page: str) -> list[Block]:
     """The Python blocks of a page, in order."""
     found = []
     for match in _BLOCK.finditer(text(page)):
-        line = text(page).count("\n", 0, match.start(2)) + 1
-        file = _FILE.match(match[2])
-        found.append(Block(f"{page}:{line}", match[2], match[1] or "", file[1] if file else ""))
+        needs, server, code = match.groups("")
+        line = text(page).count("\n", 0, match.start(3)) + 1
+        file = _FILE.match(code)
+        found.append(Block(f"{page}:{line}", code, needs, server, file[1] if file else ""))
     return found
 
 

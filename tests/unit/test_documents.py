@@ -1,4 +1,4 @@
-"""README.md and docs/: their Python is right, what they quote is in the code, what is public is documented."""
+"""README.md and docs/: their Python runs, what they quote is in the code, and nothing is left out."""
 
 from __future__ import annotations
 
@@ -75,6 +75,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in set(sys.modules) - before:
         if (tmp_path / f"{name}.py").exists():
             del sys.modules[name]
+
+
+def test_what_the_tutorial_prints(files: None) -> None:
+    (block,) = (block for block in blocks("docs/tutorial.md") if not block.file)
+    printed = run(block)
+    assert "instead of" in printed
+    assert f"\n    {printed}\n" in text("docs/tutorial.md")
 
 
 def test_the_framing_of_the_tutorial_is_short() -> None:
@@ -154,9 +161,9 @@ def undocumented_members(kind: type) -> Iterator[str]:
         if name.startswith("_") or not owner.__module__.startswith("pykcm"):
             continue
         value = vars(owner)[name]
-        if isinstance(value, property | classmethod | staticmethod) or inspect.isroutine(value):
-            if not inspect.getdoc(getattr(kind, name) if callable(value) else value):
-                yield name
+        is_member = isinstance(value, property | classmethod | staticmethod)
+        if (is_member or inspect.isroutine(value)) and not inspect.getdoc(getattr(kind, name)):
+            yield name
 
 
 @pytest.mark.parametrize("name", MODULES)
