@@ -1,4 +1,4 @@
-"""README.md and docs/: their Python runs, what they quote is in the code, and nothing is left out."""
+"""README.md and docs/: their Python runs, what they quote is in the code, no page is left out."""
 
 from __future__ import annotations
 
