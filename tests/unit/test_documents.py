@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import os
 import re
 import subprocess
 import sys
@@ -28,19 +29,30 @@ def test_every_block_is_found() -> None:
 
 
 def test_blocks_are_whole(tmp_path: Path) -> None:
-    """Each compiles, imports what it uses, and is formatted as the code is."""
+    """Each compiles, imports what it uses, is typed, and is formatted as the code is."""
+    places = {}
     for number, block in enumerate(BLOCKS):
-        (tmp_path / f"block_{number}.py").write_text(block.text, "utf-8")
-    settings = ["--config", str(ROOT / "pyproject.toml"), str(tmp_path)]
-    for command in (["check", "--select", "F,E9,B", "--no-cache"], ["format", "--check"]):
+        path = tmp_path / (block.file or f"block_{number}.py")
+        path.write_text(block.text, "utf-8")
+        places[str(path)] = places[path.name] = block.where
+    settings = ["--config", "pyproject.toml", str(tmp_path)]
+    for command in (
+        ["ruff", "check", "--select", "F,E9,B", "--no-cache", *settings],
+        ["ruff", "format", "--check", *settings],
+        ["mypy", *[place for place in places if "/" in place]],
+    ):
         result = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, *settings],
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env={**os.environ, "MYPYPATH": str(tmp_path)},
             capture_output=True,
             text=True,
             check=False,
         )
-        report = re.sub(r"\S*block_(\d+)\.py", lambda m: BLOCKS[int(m[1])].where, result.stdout)
-        assert result.returncode == 0, report + result.stderr
+        report = result.stdout + result.stderr
+        for place, where in places.items():
+            report = report.replace(place, where)
+        assert result.returncode == 0, report
 
 
 def run(block: Block) -> str:
