@@ -235,7 +235,7 @@ class Within(Value, Step):
 
 
 class Divisible(Value, Step):
-    """Refuses a length so far that is no multiple of a number (EBADMSG)."""
+    """Refuses a length so far that is not a multiple of a number (EBADMSG)."""
 
     divisor: int
 
