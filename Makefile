@@ -5,7 +5,7 @@
 # (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix bench container shell man dist clean
+.PHONY: help demo test matrix bench container shell man dist docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -34,6 +34,9 @@ man: ## the manual pages of kcm, in build/man
 
 dist: ## the source distribution and a wheel, built, checked, in dist/
 	@ci/dist
+
+docs: ## the documentation as a site, in build/site
+	@ci/setup docs && NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --clean $(ARGS)
 
 clean: ## remove what was built and fetched
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -35,7 +35,7 @@ class KCMOSError(KCMError, OSError):
 
 
 class ArgumentError(KCMError, ValueError):
-    """An argument that cannot be: a time-out that is not a number of seconds, a limit of 0.
+    """An impossible argument: a time-out that is not a number of seconds, a limit of 0.
 
     Attributes:
         argument: its name.
@@ -150,8 +150,8 @@ class MessageCut(Disconnected):
 class FramingError(KCMOSError, ValueError):
     """A header that its framing refuses.
 
-    errno is EMSGSIZE for a message over the maximum, EBADMSG for a header that is no header of
-    this framing.
+    errno is EMSGSIZE for a message over the maximum, EBADMSG for a header that is not one of this
+    framing.
     """
 
 
@@ -192,7 +192,7 @@ class VerifierError(BPFError):
 
 
 class AssemblyError(KCMError, ValueError):
-    """A text that is no BPF assembly, or code that is no BPF program.
+    """A text that is not BPF assembly, or code that is not a BPF program.
 
     Attributes:
         line: the line's number from 1, or None where the error is not in a text.

@@ -47,9 +47,11 @@ class Code:
         self._wanted: set[str] = set()
 
     def add(self, *lines: str) -> None:
+        """Statements, one a line, at the end of what is written."""
         self._lines += [f"    {line}" for line in lines]
 
     def comment(self, text: str) -> None:
+        """A comment on a line of its own."""
         self._lines.append(f"    # {text}")
 
     def label(self, stem: str) -> str:
@@ -58,6 +60,7 @@ class Code:
         return f"{stem}_{number}"
 
     def place(self, label: str) -> None:
+        """Defines a label here."""
         self._lines.append(f"{label}:")
 
     def wants(self, label: str) -> bool:
@@ -65,6 +68,7 @@ class Code:
         return label in self._wanted
 
     def jump(self, label: str, condition: str = "") -> None:
+        """A jump to a label, if the condition holds; without one, always."""
         self._wanted.add(label)
         self.add(f"if {condition} goto {label}" if condition else f"goto {label}")
 
@@ -92,12 +96,15 @@ class Code:
         self.add(f"r0 = *(u{bits} *)skb[r7 + {offset}]")
 
     def bad(self) -> str:
+        """The label to jump to with a header that is refused (EBADMSG)."""
         return "stop" if self.following else "bad_header"
 
     def oversize(self) -> str:
+        """The label to jump to with a message over the maximum (EMSGSIZE)."""
         return "stop" if self.following else "too_long"
 
     def unreadable(self) -> str:
+        """The label to jump to if the kernel does not show bytes that are there (EFAULT)."""
         return "stop" if self.following else "unreadable"
 
     def bytes_there(self) -> None:
@@ -137,6 +144,7 @@ class Code:
         ]
 
     def text(self) -> str:
+        """The whole program, functions last."""
         start = [f"    {line}" for line in self._start]
         functions = [line for lines in self._functions.values() for line in lines]
         return "\n".join([*start, *self._lines, *functions]) + "\n"

@@ -83,6 +83,11 @@ class Field(Value):
         return kept >> self.shift
 
     def read(self, data: memoryview) -> int:
+        """The field's number in a message that begins with these bytes.
+
+        Raises:
+            IncompleteError: the data ends before the field does.
+        """
         if len(data) < self.end:
             raise IncompleteError
         value = int.from_bytes(data[self.offset : self.end], self.byteorder)

@@ -46,12 +46,18 @@ class Path(Value):
     extent: int = 0
 
     def plus(self, low: int, high: int) -> Path:
+        """The way on after adding from low to high bytes.
+
+        Raises:
+            FramingDefinitionError: the sum could exceed 62 bits.
+        """
         path = self.replace(low=self.low + low, high=self.high + high)
         if path.high > _LARGEST_SUM:
             raise FramingDefinitionError("steps", "the length can exceed 62 bits")
         return path
 
     def read(self, field: Field) -> Path:
+        """The way on after reading a field."""
         return self.replace(extent=max(self.extent, field.end))
 
 
@@ -85,12 +91,14 @@ class Step(abc.ABC):
 
 
 def follow_all(steps: Iterable[Step], data: memoryview, length: int) -> int:
+    """The length after all steps, in bytes; raises as `Step.follow` does."""
     for step in steps:
         length = step.follow(data, length)
     return length
 
 
 def explore_all(steps: Iterable[Step], path: Path) -> list[Path]:
+    """Every way on through all steps; raises as `Step.explore` does."""
     paths = [path]
     for step in steps:
         paths = [after for before in paths for after in step.explore(before)]
@@ -227,7 +235,7 @@ class Within(Value, Step):
 
 
 class Divisible(Value, Step):
-    """Refuses a length so far that is no multiple of a number (EBADMSG)."""
+    """Refuses a length so far that is not a multiple of a number (EBADMSG)."""
 
     divisor: int
 
@@ -300,6 +308,7 @@ class Case(Value):
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The numbers as ranges, each its first and last."""
         return tuple((v, v) if isinstance(v, int) else v for v in self.values)
 
 

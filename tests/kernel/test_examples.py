@@ -1,4 +1,4 @@
-"""The examples, run as a newcomer would run them."""
+"""The examples and the documents' blocks, run as a newcomer would run them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.documents import Block, all_blocks, blocks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -67,3 +69,43 @@ def test_a_server_with_many_peers() -> None:
             assert server.returncode == 0
         finally:
             server.kill()
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    for block in blocks("docs/tutorial.md"):
+        if block.file:
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "server.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            port = server.stdout.readline().split()[1]
+            client = subprocess.run(
+                [sys.executable, "client.py", port],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=90,
+                check=False,
+            )
+            assert (client.stdout, client.stderr) == ("500 right answers\n", "")
+            for _ in range(4):
+                assert server.stdout.readline().endswith(": the peer closed the connection\n")
+            with socket.create_connection(("127.0.0.1", int(port))) as other:
+                other.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                assert ": the framing refused a header" in server.stdout.readline()
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=block.where)
+        for block in all_blocks()
+        if block.needs == "KCM" and not block.server
+    ],
+)
+def test_block(block: Block) -> None:
+    exec(compile(block.text, block.where, "exec"), {"__name__": "block"})

@@ -10,10 +10,12 @@ from pathlib import Path
 from pykcm import bpf
 from pykcm._offset import PROBE
 from pykcm.bpf import Program
+from tests import documents
 from tests.unit.bpf_oracle import needs_bpf
 from tests.unit.test_bpf_elf import compiled
 
-TEXT = (Path(__file__).parents[2] / "docs" / "bpf.md").read_text(encoding="utf-8")
+PAGE = "docs/bpf.md"
+TEXT = documents.text(PAGE)
 
 
 def blocks(kind: str) -> list[str]:
@@ -40,7 +42,8 @@ def test_the_program_in_c(tmp_path: Path) -> None:
 
 @needs_bpf
 def test_the_python_and_what_it_prints() -> None:
-    error, programs = blocks("python")
+    (error,) = (block.text for block in documents.blocks(PAGE) if "AssemblyError" in block.text)
+    (programs,) = (block.text for block in documents.blocks(PAGE) if block.needs == "BPF")
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         exec(error, {})

@@ -1,4 +1,4 @@
-"""docs/commands.md, the manual pages and the completion say what the commands do."""
+"""docs/commands.md, the tutorial, manual pages and completion say what the commands do."""
 
 from __future__ import annotations
 
@@ -13,21 +13,31 @@ import pytest
 
 from ci import manual
 from pykcm import cli
+from tests import documents
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+DOCUMENT = documents.text("docs/commands.md")
 # Blocks of commands that are run here, each with what it prints.
-EXAMPLES = re.findall(r"<!-- run -->\n\n((?:    .*\n|\n)+)", DOCUMENT)
+EXAMPLES = [
+    example
+    for page in ("docs/commands.md", "docs/tutorial.md")
+    for example in re.findall(r"<!-- run -->\n\n((?:    .*\n|\n)+)", documents.text(page))
+]
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `kcm` is this one."""
-    command = tmp_path / "bin" / "kcm"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m pykcm "$@"\n')
-    command.chmod(0o755)
-    return {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    """An environment in which `kcm` and `python` are these, in a directory with the tutorial's."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for name, module in (("kcm", "-m pykcm "), ("python", "")):
+        command = binaries / name
+        command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" {module}"$@"\n')
+        command.chmod(0o755)
+    for block in documents.blocks("docs/tutorial.md"):
+        if block.file:
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    return {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -46,7 +56,7 @@ def test_the_examples(example: str, shell: dict[str, str], tmp_path: Path) -> No
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

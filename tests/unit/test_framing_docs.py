@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +9,12 @@ import pytest
 from pykcm import protocols
 from pykcm._offset import NONE, STRATEGIES
 from pykcm.bpf import Program
-from pykcm.framing import CustomFraming, LengthField
+from pykcm.framing import LengthField
+from tests.documents import blocks, text
 from tests.unit.bpf_oracle import needs_bpf
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "framing.md").read_text("utf-8")
+PAGE = "docs/framing.md"
+DOCUMENT = text(PAGE)
 
 
 def row(*cells: str) -> str:
@@ -48,12 +48,8 @@ def test_what_is_left_out() -> None:
 
 @needs_bpf
 def test_the_program_by_hand() -> None:
-    (example,) = (
-        block
-        for block in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
-        if "CustomFraming" in block
-    )
-    names: dict[str, Any] = {"CustomFraming": CustomFraming}
+    (example,) = (block.text for block in blocks(PAGE) if "CustomFraming" in block.text)
+    names: dict[str, Any] = {}
     exec(example, names)
     for strategy in STRATEGIES.values():
         names["framing"].load(strategy).close()

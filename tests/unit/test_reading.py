@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -27,6 +28,7 @@ from pykcm import (
     MessageCut,
     protocols,
 )
+from tests.documents import blocks
 from tests.protocol_streams import STREAMS, messages
 
 PATIENCE = 20.0
@@ -264,19 +266,22 @@ def test_trio(pair: Pair) -> None:
     assert left(near, far) == b"rest"
 
 
+def shown(name: str) -> Any:
+    """A function of docs/handshakes.md."""
+    (block,) = (b for b in blocks("docs/handshakes.md") if f"def {name}(" in b.text)
+    names: dict[str, Any] = {}
+    exec(block.text, names)
+    return names[name]
+
+
 def test_what_a_buffered_reader_has(pair: Pair) -> None:
     """As docs/handshakes.md shows it."""
     near, far = pair
     far.sendall(b"220 welcome\n" + MESSAGE + MESSAGE[:6])
     reader = near.makefile("rb")
     assert reader.readline() == b"220 welcome\n"
-    near.setblocking(False)
-    rest = reader.read1(1 << 20)  # what it has; its peek would read on
-    assert rest.startswith(MESSAGE)
     far.sendall(MESSAGE[6:] + b"\0")
-    begun = rest[len(MESSAGE) :]
-    assert FRAMING.read_message(near, begun=begun, timeout=PATIENCE) == MESSAGE
-    near.setblocking(True)
+    assert shown("take_over")(reader, near, FRAMING) == [MESSAGE, MESSAGE]
     assert left(near, far) == b"\0"
 
 
@@ -296,10 +301,7 @@ def test_what_asyncio_streams_have(pair: Pair) -> None:
         reader, writer = await asyncio.open_connection(sock=near.dup())
         far.sendall(b"220 welcome\n" + MESSAGE[:6])
         assert await reader.readline() == b"220 welcome\n"
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        reader.feed_eof()
-        rest = await reader.read()
-        tcp = writer.get_extra_info("socket").dup()
+        tcp, rest = await shown("take_back")(reader, writer)
         far.sendall(MESSAGE[6:] + b"\0")
         with tcp:
             message = await FRAMING.aread_message(tcp, begun=rest)
