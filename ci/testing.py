@@ -24,8 +24,8 @@ REPORTS = ROOT / "reports"
 LONG = ["--cycles=10000", "--messages=1000000"]
 
 UNIT_TESTS = ["pytest", "tests/unit"]
-# They use no Hypothesis, and loading it takes seconds in an emulated guest.
-KERNEL_TESTS = ["pytest", "-p", "no:hypothesispytest", "tests/kernel"]
+# They use neither Hypothesis nor xdist, and loading these takes seconds in an emulated guest.
+KERNEL_TESTS = ["pytest", "-p", "no:hypothesispytest", "-p", "no:xdist", "tests/kernel"]
 
 # Processes that share the unit tests.
 WORKERS = str(min(os.cpu_count() or 1, 4))
