@@ -545,17 +545,17 @@ def test_a_handler_that_raises_loses_no_message(
     if path.__name__.endswith("_slowpath"):
         pytest.skip("the slow path has lines of Python between a message and its caller; see there")
     buffer, lost, struck = bytearray(10), 0, 0
-    owner.timeout = 1.0
+    owner.timeout = 9.0  # a signal just before poll(2) waits for a second
     for i in range(200):
         try:
             with struck_after(1e-5 + i % 40 * 5e-6):
                 peer.send(b"%d" % i)
                 if how == "recv":
-                    owner.recv(timeout=1)
-                    owner.recv(timeout=1)
+                    owner.recv(timeout=9)
+                    owner.recv(timeout=9)
                 elif how == "recv_many":
-                    owner.recv_many(1, timeout=1)
-                    owner.recv_many(1, timeout=1)
+                    owner.recv_many(1, timeout=9)
+                    owner.recv_many(1, timeout=9)
                 else:
                     owner.recv_into(buffer)
                     owner.recv_into(buffer)
