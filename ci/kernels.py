@@ -162,6 +162,8 @@ class Apt:
             "APT::Architecture": arch,
             "APT::Architectures": arch,
             "Acquire::Languages": "none",
+            # A snapshot of an archive is older than it may be; its signatures are checked.
+            "Acquire::Check-Valid-Until": "false",
             # apt's own unprivileged user may not enter the project's directory.
             "APT::Sandbox::User": "",
             # apt-get update forgives a source that it cannot reach, unless told otherwise.

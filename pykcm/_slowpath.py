@@ -171,9 +171,8 @@ class _Call:
         try:
             port.tell()
             left = deadline - time.monotonic()
-            ready = poll.poll(
-                None if left == math.inf else max(0, math.ceil(min(left, 1e6) * 1000))
-            )
+            # No longer: a signal that comes just before poll(2) does not end it.
+            ready = poll.poll(max(0, math.ceil(min(left, 1.0) * 1000)))
         finally:
             port.waiting -= 1
         if port.fd < 0:

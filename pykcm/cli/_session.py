@@ -27,6 +27,7 @@ from pykcm.framing import Framing
 _PATIENCE = 10.0  # how long answers may take after the end of the input, if nothing is said
 _FULL = 0.1  # how long a send waits for room before what has come in is looked at
 
+_LONGEST_POLL = 1.0  # in seconds
 _AHEAD = 64  # lines that are read before those ahead of them are sent
 
 
@@ -170,9 +171,9 @@ class Session:
         if self._reads_input():
             assert self._lines.fd is not None
             poll.register(self._lines.fd, select.POLLIN)
-        again = self._again()
-        until = None if again == math.inf else max(0, math.ceil(1000 * (again - time.monotonic())))
-        ready = dict(poll.poll(until))
+        # A signal that comes just before poll(2) does not end it: so it never lasts long.
+        left = min(self._again() - time.monotonic(), _LONGEST_POLL)
+        ready = dict(poll.poll(max(0, math.ceil(1000 * left))))
         for fd, peer in by_fd.items():
             if fd in ready:
                 self._receive(peer)
