@@ -95,7 +95,8 @@ class Closing(Messages, StandardCalls):
             warnings.warn(unread_text(described, unread), UnreadWarning, source=self, stacklevel=2)
         if left:
             warnings.warn(
-                f"{self!r} was not closed, and {left} bytes that no transport has taken are lost",
+                f"{described} was not closed, and {left} bytes that no transport has taken are "
+                "lost",
                 UnsentWarning,
                 source=self,
                 stacklevel=2,

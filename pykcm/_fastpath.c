@@ -2205,6 +2205,9 @@ static PyObject *port_set_rule(Port *self, PyObject *args)
 
 	if (!PyArg_ParseTuple(args, "Oi", &rule, &most))
 		return NULL;
+	/* What came under the old rule is divided by it. */
+	if (port_has_more(self) && port_convert(self) < 0)
+		return NULL;
 	if (rule == Py_None) {
 		Py_CLEAR(self->rule);
 		self->most = 0;

@@ -83,13 +83,9 @@ class _Call:
             port.receive(count if port.waiting else max(count, port.ahead), self.room)
         try:
             if self.flags & _PEEK:
-                front = (
-                    port.inbox[0]
-                    if port.inbox
-                    else None
-                    if port.rule is not None
-                    else port.peek(self.room)
-                )
+                front = port.inbox[0] if port.inbox else None
+                if front is None and port.rule is None:
+                    front = port.peek(self.room)
                 return None if front is None else (self.made_of(front),)
             return (self.take(count),)
         except IndexError:  # another thread has taken it

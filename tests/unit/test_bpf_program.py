@@ -672,11 +672,16 @@ def test_ten_thousand_loads_leave_nothing_behind() -> None:
     code, wrong = bpf.assemble(RETURN_0), bpf.assemble("exit")
     load_and_fail(1000)  # caches and arenas fill up
     gc.collect()
-    before, memory = descriptors(), resident()
-    load_and_fail(10_000)
-    gc.collect()
-    assert descriptors() == before
-    assert resident() - memory < 6_000_000  # what an allocator keeps differs by Python
+    before = descriptors()
+    grown: list[int] = []
+    while not grown or (grown[-1] >= 2_000_000 and len(grown) < 2):
+        memory = resident()
+        load_and_fail(10_000)
+        gc.collect()
+        assert descriptors() == before
+        grown.append(resident() - memory)
+    # An allocator's arenas may fill up once; what leaks does so each time.
+    assert min(grown) < 2_000_000, grown
 
 
 # ---- pins ----

@@ -179,6 +179,32 @@ def test_want_of_memory_loses_nothing(path: ModuleType, pair: Any) -> None:
     assert failed
 
 
+def test_what_came_under_a_rule_is_divided_by_it(pair: Any) -> None:
+    """A MemoryError leaves the middle of a super message, and then an attach fails."""
+    nomemory = getattr(pytest.importorskip("_testcapi"), "set_nomemory", None)
+    if nomemory is None or PATHS[0].__name__.endswith("_slowpath"):
+        pytest.skip("the fast path, or this Python's set_nomemory, is not here")
+    enough = sys.modules["_testcapi"].remove_mem_hooks
+    owner = divider(PATHS[0], pair[0], 64)
+    for start in range(60):
+        sent = [message(500, b"%d" % (n % 10)) for n in range(9)]
+        pair[1].send(b"".join(sent))
+        got: list[bytes] = []
+        nomemory(start, start + 1)
+        try:
+            got = owner.recv_many()
+            enough()
+        except MemoryError:
+            enough()
+        owner._port.set_rule(None, 0)
+        while len(got) < len(sent) and owner._port.held:
+            got += owner.recv_many(timeout=0)
+        owner._port.set_rule(FRAMING.memory_program(), 64)
+        while len(got) < len(sent):
+            got += owner.recv_many(timeout=0)
+        assert got == sent, start
+
+
 def test_a_rule_has_to_be_one() -> None:
     for path in PATHS:
         port = path.Port(-1, False, 10)
