@@ -252,13 +252,22 @@ static bool load_packet(struct machine *m, const struct bpf_insn *insn)
 {
 	uint64_t offset = m->r[insn->src_reg] + (int64_t)insn->imm;
 	unsigned int width = width_of(insn->code);
-	uint64_t value = 0;
+	const uint8_t *at;
 
 	if (width > m->size || offset > m->size - width)
 		return false;
-	for (unsigned int at = 0; at < width; at++)
-		value = value << 8 | m->data[offset + at];
-	m->r[0] = value;
+	at = m->data + offset;
+	switch (width) {
+	case 1:
+		m->r[0] = *at;
+		break;
+	case 2:
+		m->r[0] = at[0] << 8 | at[1];
+		break;
+	default:
+		m->r[0] = (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 |
+			  at[3];
+	}
 	return true;
 }
 
@@ -298,65 +307,26 @@ static uint64_t swap(uint64_t value, const struct bpf_insn *insn)
 	}
 }
 
-static uint64_t calculate(uint8_t operation, uint64_t a, uint64_t b)
+/* An arithmetic shift, without what C leaves to the compiler. */
+static uint64_t shift_sign(uint64_t a, uint64_t bits)
 {
-	switch (operation) {
-	case BPF_ADD:
-		return a + b;
-	case BPF_SUB:
-		return a - b;
-	case BPF_MUL:
-		return a * b;
-	case BPF_DIV:
-		return b ? a / b : 0;
-	case BPF_MOD:
-		return b ? a % b : a;
-	case BPF_OR:
-		return a | b;
-	case BPF_AND:
-		return a & b;
-	case BPF_XOR:
-		return a ^ b;
-	case BPF_LSH:
-		return a << (b & 63);
-	case BPF_RSH:
-		return a >> (b & 63);
-	case BPF_ARSH: /* without what C leaves to the compiler */
-		return a >> (b & 63) | (a >> 63 ? ~(UINT64_MAX >> (b & 63)) : 0);
-	case BPF_NEG:
-		return -a;
-	default: /* BPF_MOV */
-		return b;
-	}
+	return a >> bits | (a >> 63 ? ~(UINT64_MAX >> bits) : 0);
 }
 
-static bool compare(uint8_t operation, uint64_t a, uint64_t b)
-{
-	switch (operation) {
-	case BPF_JEQ:
-		return a == b;
-	case BPF_JNE:
-		return a != b;
-	case BPF_JGT:
-		return a > b;
-	case BPF_JGE:
-		return a >= b;
-	case BPF_JLT:
-		return a < b;
-	case BPF_JLE:
-		return a <= b;
-	case BPF_JSGT:
-		return (int64_t)a > (int64_t)b;
-	case BPF_JSGE:
-		return (int64_t)a >= (int64_t)b;
-	case BPF_JSLT:
-		return (int64_t)a < (int64_t)b;
-	case BPF_JSLE:
-		return (int64_t)a <= (int64_t)b;
-	default: /* BPF_JA */
-		return true;
-	}
-}
+/* An instruction in its two forms: with a register, or with a number. */
+#define EITHER(code) \
+	case (code) | BPF_X: \
+	case (code) | BPF_K
+#define ALU(name, result) \
+	EITHER(BPF_ALU64 | (name)): \
+		*dst = (result); \
+		continue
+/* On to the end of the switch, where the jump is, or to the next instruction. */
+#define JUMP_IF(name, condition) \
+	EITHER(BPF_JMP | (name)): \
+		if (condition) \
+			break; \
+		continue
 
 int64_t pykcm_delineate(const struct bpf_insn *program, const void *data, size_t size)
 {
@@ -376,50 +346,69 @@ int64_t pykcm_delineate(const struct bpf_insn *program, const void *data, size_t
 		uint64_t operand = BPF_SRC(insn->code) == BPF_X ? m.r[insn->src_reg] :
 								  (uint64_t)(int64_t)insn->imm;
 
-		switch (BPF_CLASS(insn->code)) {
-		case BPF_ALU64:
-			*dst = calculate(BPF_OP(insn->code), *dst, operand);
-			continue;
-		case BPF_ALU:
-			*dst = swap(*dst, insn);
-			continue;
-		case BPF_LDX:
-			if (!load(&m, insn))
-				return -EFAULT;
-			continue;
-		case BPF_STX:
-			if (!store(&m, insn))
-				return -EFAULT;
-			continue;
-		case BPF_LD:
-			if (insn->code == LOAD_IMM64) {
-				*dst = (uint32_t)insn[0].imm | (uint64_t)(uint32_t)insn[1].imm << 32;
-				insn++;
-			} else if (!load_packet(&m, insn)) {
-				return 0;
-			}
-			continue;
-		}
-		/* BPF_JMP */
-		if (insn->code == EXIT) {
+		/* One switch over all codes: this is what a message of a super message costs. */
+		switch (insn->code) {
+		ALU(BPF_ADD, *dst + operand);
+		ALU(BPF_SUB, *dst - operand);
+		ALU(BPF_MUL, *dst * operand);
+		ALU(BPF_DIV, operand ? *dst / operand : 0);
+		ALU(BPF_MOD, operand ? *dst % operand : *dst);
+		ALU(BPF_OR, *dst | operand);
+		ALU(BPF_AND, *dst & operand);
+		ALU(BPF_XOR, *dst ^ operand);
+		ALU(BPF_LSH, *dst << (operand & 63));
+		ALU(BPF_RSH, *dst >> (operand & 63));
+		ALU(BPF_ARSH, shift_sign(*dst, operand & 63));
+		ALU(BPF_NEG, -*dst);
+		ALU(BPF_MOV, operand);
+		JUMP_IF(BPF_JEQ, *dst == operand);
+		JUMP_IF(BPF_JNE, *dst != operand);
+		JUMP_IF(BPF_JGT, *dst > operand);
+		JUMP_IF(BPF_JGE, *dst >= operand);
+		JUMP_IF(BPF_JLT, *dst < operand);
+		JUMP_IF(BPF_JLE, *dst <= operand);
+		JUMP_IF(BPF_JSGT, (int64_t)*dst > (int64_t)operand);
+		JUMP_IF(BPF_JSGE, (int64_t)*dst >= (int64_t)operand);
+		JUMP_IF(BPF_JSLT, (int64_t)*dst < (int64_t)operand);
+		JUMP_IF(BPF_JSLE, (int64_t)*dst <= (int64_t)operand);
+		case BPF_JMP | BPF_JA:
+			break;
+		case EXIT:
 			if (!caller)
 				return (int32_t)m.r[0];
 			memcpy(&m.r[BPF_REG_6], saved, sizeof(saved));
 			insn = caller;
 			caller = NULL;
-		} else if (is_call(insn)) {
+			continue;
+		case CALL:
+			if (!is_call(insn)) {
+				if (!load_bytes(&m))
+					return -EFAULT;
+				continue;
+			}
 			if (caller)
 				return -EFAULT;
 			memcpy(saved, &m.r[BPF_REG_6], sizeof(saved));
 			m.r[BPF_REG_10] = STACK + FRAME;
 			caller = insn;
 			insn += insn->imm;
-		} else if (insn->code == CALL) {
-			if (!load_bytes(&m))
+			continue;
+		case LOAD_IMM64:
+			*dst = (uint32_t)insn[0].imm | (uint64_t)(uint32_t)insn[1].imm << 32;
+			insn++;
+			continue;
+		default:
+			if (BPF_CLASS(insn->code) == BPF_LD) {
+				if (!load_packet(&m, insn))
+					return 0;
+			} else if (BPF_CLASS(insn->code) == BPF_ALU) {
+				*dst = swap(*dst, insn);
+			} else if (!(BPF_CLASS(insn->code) == BPF_LDX ? load : store)(&m, insn)) {
 				return -EFAULT;
-		} else if (compare(BPF_OP(insn->code), *dst, operand)) {
-			insn += insn->off;
+			}
+			continue;
 		}
+		insn += insn->off;
 	}
 	return -ELOOP;
 }

@@ -478,10 +478,23 @@ static int port_divide(Port *port, const char *data, size_t size)
 	return 0;
 }
 
-/* Divide a super message that the kernel handed out in parts. */
-static int port_divide_parts(Port *port)
+/* Divide a super message that is an object already; one that is a single message stays it. */
+static int port_divide_object(Port *port)
 {
-	if (port_divide(port, PyBytes_AsString(port->super), PyBytes_Size(port->super)) < 0)
+	const struct bpf_insn *rule = (const struct bpf_insn *)PyBytes_AsString(port->rule);
+	const char *data = PyBytes_AsString(port->super);
+	size_t size = PyBytes_Size(port->super), used;
+	uint32_t length;
+
+	if (!port->super_at && pykcm_divide(rule, data, size, &length, 1, &used) && length == size) {
+		if (queue_reserve(&port->inbox, 1) < 0)
+			return -1;
+		queue_push(&port->inbox, port->super);
+		port->super = NULL;
+		port->each = 1;
+		return 0;
+	}
+	if (port_divide(port, data, size) < 0)
 		return -1;
 	Py_CLEAR(port->super);
 	return 0;
@@ -514,7 +527,7 @@ static int port_convert(Port *port)
 	struct batch *batch;
 
 	while (port_has_more(port)) {
-		if (port->super && port_divide_parts(port) < 0)
+		if (port->super && port_divide_object(port) < 0)
 			return -1;
 		if (!(batch = port->pending))
 			break;
@@ -593,7 +606,10 @@ static int port_fetch(Port *port, int count, size_t room)
 {
 	struct batch *batch, **link;
 	int received, number, objects = 0, fd = port->fd;
-	size_t expected = port->expected < room && !port->rule ? port->expected : 0;
+	/* What has to be divided needs no object of its own. */
+	size_t expected = port->expected < room && (!port->rule || port->each == 1) ?
+				  port->expected :
+				  0;
 
 	if (fd < 0) {
 		raise_error("receive", EBADF);

@@ -36,6 +36,10 @@ LARGEST_BATCH = 256
 # How long a super message may be, where no single message is longer.
 _BATCH_BYTES = 1 << 16
 
+# From this length on a message comes alone, if it is the first: what it costs to take it out of a
+# super message again, a copy, is more than what is saved.
+_LARGE = 1 << 13
+
 
 class Framing(abc.ABC):
     """A rule that tells where a message of a byte stream ends, from the message's first bytes.
@@ -109,7 +113,8 @@ class Framing(abc.ABC):
 
         With a batch, the program goes on from message to message, while they lie whole in the
         data that has come, and its result is the sum of their lengths: KCM takes them for one, a
-        super message, which `split` divides.  A first message that is not whole is measured alone.
+        super message, which `split` divides.  A first message that is not whole, or that is over
+        8 KiB, is measured alone.
 
         The text is made without asking the kernel, so that it can be had on every machine.
 
@@ -325,6 +330,8 @@ class SteppedFraming(Framing):
 
     def _emit_following(self, code: Code, batch: int) -> None:
         """Adds to r8, the first message's length, those of the messages that follow it whole."""
+        if self.max_length > _LARGE:
+            code.jump("done", f"r8 s> {_LARGE}")
         code.comment("r10 - 8: where the first begins; r10 - 32: where the last may end")
         code.add("*(u64 *)(r10 - 8) = r7", f"r0 = {batch - 1}", "*(u64 *)(r10 - 16) = r0")
         code.add("r9 = *(u32 *)(r6 + 0)", "r9 -= r7")  # __sk_buff.len

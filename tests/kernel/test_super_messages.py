@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import pykcm
-from pykcm import KCMSocket, Multiplexor, _kernel, _loopback, protocols
+from pykcm import KCMSocket, Multiplexor, _kernel, _loopback, protocols, statistics
 from pykcm.errors import ArgumentError, FramingDefinitionError
 
 from .connections import FRAMING, PATIENCE, Pair, message, reset
@@ -64,6 +64,25 @@ def test_every_byte_is_a_segments_end(connect: Connect, batch: int, type: int) -
             assert received(mux, len(SENT)) == SENT, cut
         with pytest.raises(TimeoutError):
             mux.recv(timeout=0)
+
+
+def test_a_long_message_comes_alone(connect: Connect) -> None:
+    near, far = connect()
+    long, short = message(b"x" * 9000), message(b"y")
+    with Multiplexor(FRAMING, batch=64) as mux:
+        mux.attach(near)
+
+        def came() -> int:
+            (counted,) = statistics.multiplexors()
+            return counted.sockets[0].rx_messages or 0
+
+        counts = []
+        for sent in ([short] * 5, [long] * 5, [short, long]):
+            before = came()
+            far.sendall(b"".join(sent))
+            assert received(mux, len(sent)) == sent
+            counts.append(came() - before)
+        assert counts == [1, 5, 1]
 
 
 @BATCHES

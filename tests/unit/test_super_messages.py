@@ -80,6 +80,27 @@ def test_what_comes_joined_is_divided(path: ModuleType, pair: Any, batch: int) -
 
 
 @PATH
+def test_long_messages_come_alone_and_then_do_not(path: ModuleType, pair: Any) -> None:
+    """Of a length that has come twice an object is made beforehand; it may have to be divided."""
+    owner = divider(path, pair[0], 7)
+    long = [message(8998, b"%d" % n) for n in range(5)]
+    for each in long[:4]:
+        pair[1].send(each)
+        assert owner.recv(timeout=1) == each
+    parts = [message(2998, b"%d" % n) for n in range(3)]
+    for several in (parts, [message(0)] * 4500, long[4:]):
+        pair[1].send(b"".join(several))
+        got = owner.recv_many(10, timeout=1)
+        while len(got) < len(several):
+            got += owner.recv_many(timeout=0)
+        assert got == several
+        pair[1].send(long[0])
+        assert owner.recv(timeout=1) == long[0]
+        pair[1].send(long[1])
+        assert owner.recv(timeout=1) == long[1]
+
+
+@PATH
 def test_each_way_to_receive(path: ModuleType, pair: Any) -> None:
     owner = divider(path, pair[0], 64)
     sent = [message(n) for n in range(9)]
