@@ -19,9 +19,8 @@ test: ## every test: the unit tests here, the kernel tests where there is KCM
 matrix: ## the selftest and the kernel tests on four kernel series, with ALL=1 on all
 	@ci/matrix $${ALL:+--all} $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
-bench: ## what a message and the assembler cost; writes docs/performance.md
-	@ci/setup && .venv/bin/python bench/assembler.py $(ARGS) && .venv/bin/python bench/core.py imports
-	@ci/vm --icount --cpus 1 -- env PYTHONPATH=. python bench/performance.py
+bench: ## what a message costs, beside C, sockets and dispatchers; writes docs/performance.md
+	@ci/setup vm bench && .venv/bin/python -m bench.performance $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
 container: ## the tests in a container
 	@ci/container $(ARGS)

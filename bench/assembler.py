@@ -1,6 +1,6 @@
 """How long the assembler and the disassembler take for a program of 4,096 instructions.
 
-    python bench/assembler.py [--json] [--repeat N]
+    PYTHONPATH=. python bench/assembler.py [--json] [--repeat N]
 
 4,096 is the longest program that a process without CAP_BPF may load.  The text has every kind of
 instruction, in equal parts.  Each figure is the best of N runs: what else the machine does only
@@ -10,10 +10,11 @@ adds to it.
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import time
 from collections.abc import Callable
 
+from bench.core import Row, print_json, print_rows
 from pykcm import bpf
 
 INSTRUCTIONS = 4096
@@ -56,25 +57,29 @@ def best(call: Callable[[], object], repeat: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--repeat", type=int, default=20, metavar="N", help="runs (20)")
     arguments = parser.parse_args()
     source = text()
     code = bpf.assemble(source, SIZE=4)
     if len(code) != INSTRUCTIONS * 8:
         raise SystemExit(f"the program has {len(code) // 8} instructions, not {INSTRUCTIONS}")
-    results = {
-        "instructions": INSTRUCTIONS,
-        "assemble_ms": round(best(lambda: bpf.assemble(source, SIZE=4), arguments.repeat), 2),
-        "disassemble_ms": round(best(lambda: bpf.disassemble(code), arguments.repeat), 2),
-        "limit_ms": LIMIT_MS,
-    }
+    rows: list[Row] = [
+        (
+            f"assemble {INSTRUCTIONS:,} instructions, ms",
+            best(lambda: bpf.assemble(source, SIZE=4), arguments.repeat),
+            f"≤ {LIMIT_MS:.0f}",
+        ),
+        (
+            f"disassemble {INSTRUCTIONS:,} instructions, ms",
+            best(lambda: bpf.disassemble(code), arguments.repeat),
+            "none",
+        ),
+    ]
     if arguments.json:
-        print(json.dumps(results))
-        return
-    print(f"{INSTRUCTIONS} instructions, best of {arguments.repeat}:")
-    print(f"  assemble    {results['assemble_ms']:7.2f} ms  (to be under {LIMIT_MS:.0f} ms)")
-    print(f"  disassemble {results['disassemble_ms']:7.2f} ms")
+        print_json({"assembler": rows})
+    else:
+        print_rows(rows, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import functools
 import gc
 import json
 import os
+import platform
 import resource
 import socket
 import statistics
@@ -25,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pykcm
 from pykcm import _loopback
@@ -434,10 +435,24 @@ SECTIONS: dict[str, Callable[[], list[Row]]] = {
 }
 
 
+def print_rows(rows: list[Row], to: TextIO) -> None:
+    """Each on a line, for people."""
+    for what, value, goal in rows:
+        print(f"{what:<58} {value:8.2f}   goal {goal}", file=to, flush=True)
+
+
+def print_json(sections: dict[str, list[Row]]) -> None:
+    """All on one line, for bench/performance.py."""
+    print(json.dumps({"kernel": platform.release(), "sections": sections}, ensure_ascii=False))
+
+
 def raise_descriptor_limit() -> None:
-    """Have room for a thousand connections."""
+    """Have room for thousands of connections, as far as one may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+    for limit in (16384, hard):
+        with contextlib.suppress(ValueError, PermissionError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), max(hard, limit)))
+            return
 
 
 def main(sections: dict[str, Callable[[], list[Row]]]) -> None:
@@ -446,15 +461,14 @@ def main(sections: dict[str, Callable[[], list[Row]]]) -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     raise_descriptor_limit()
-    rows: list[Row] = []
+    found: dict[str, list[Row]] = {}
     for name in arguments.sections or sections:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        for row in sections[name]():
-            rows.append(row)
-            if not arguments.json:
-                print(f"{row[0]:<52} {row[1]:8.2f}   goal {row[2]}", flush=True)
+        found[name] = sections[name]()
+        # With --json, too, the lines show that it goes on.
+        print_rows(found[name], sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
-        print(json.dumps([{"what": w, "value": v, "goal": g} for w, v, g in rows], indent=1))
+        print_json(found)
     sys.stdout.flush()
     os._exit(0)  # the connections that are left are of no interest
 

@@ -2,207 +2,167 @@
 
     ci/vm --cpus 2 -- env PYTHONPATH=. python bench/fan_out.py [SECTION...] [--json]
 
-Wall clock, on two CPUs with nothing beside it: the median of some rounds.  Every worker counts what
-it gets, and the sum is checked.
+Wall clock, on two CPUs with nothing beside it: the median of some rounds, all ways in turn.  Every
+worker counts what it gets, and the sum is checked.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import os
 import random
 import socket
 import statistics
 import struct
+import sys
 import time
 from collections.abc import Callable
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 
-import pykcm
-from bench.core import FRAMING, Row, main, message
-from bench.super_messages import split
-from pykcm import _loopback
+from bench.core import Row, main, message
+from bench.ways import SIZE, WAYS, Work, rate
 
 ROUNDS = 3
-WORKERS = 4
-BATCH = 64
-DATA = message(64)
+SECONDS = 0.7  # of the work in one run, if the CPUs did nothing else
 
-Work = Callable[[int], None]
+MICROSECOND = 1e-6
 
 
-def none(_: int) -> None:
+def spin(seconds: float) -> None:
+    """Use the CPU for so long."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def none(messages: list[bytes]) -> list[int]:
     """No work."""
+    return [len(messages)]
 
 
-def mixed(count: int) -> None:
-    """For each message 0 to 100 microseconds of CPU."""
-    for _ in range(count):
-        end = time.perf_counter() + random.random() * 1e-4
-        while time.perf_counter() < end:
-            pass
+def even(seconds: float) -> Work:
+    """The same work for each message."""
+
+    def work(messages: list[bytes]) -> list[int]:
+        for _ in messages:
+            spin(seconds)
+        return [len(messages)]
+
+    return work
 
 
-class Processes:
-    """Processes that each return a number."""
-
-    def __init__(self) -> None:
-        self._pipes: list[int] = []
-
-    def start(self, body: Callable[[], int]) -> None:
-        reading, writing = os.pipe()
-        if os.fork() == 0:
-            status = 1
-            try:
-                os.write(writing, struct.pack("q", body()))
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(writing)
-        self._pipes.append(reading)
-
-    def sum(self) -> int:
-        total = 0
-        for reading in self._pipes:
-            with os.fdopen(reading, "rb") as stream:
-                total += struct.unpack("q", stream.read())[0]
-            os.wait()
-        return total
+def mixed(messages: list[bytes]) -> list[int]:
+    """50 microseconds a message on average, most of it in one of ten."""
+    for _ in messages:
+        spin(230 * MICROSECOND if random.random() < 0.1 else 30 * MICROSECOND)
+    return [len(messages)]
 
 
-def feed(far: socket.socket, count: int) -> int:
-    """Write so many messages, as a peer does that has many."""
-    for left in range(count, 0, -1000):
-        far.sendall(DATA * min(1000, left))
-    return 0
-
-
-def rate(count: int, run: Callable[[Processes], None]) -> float:
-    """Messages a second."""
-    processes = Processes()
-    start = time.monotonic()
-    run(processes)
-    got = processes.sum()
-    seconds = time.monotonic() - start
-    if got != count:
-        raise AssertionError(f"{got} of {count} messages arrived")
-    return count / seconds
-
-
-def by_kcm(count: int, work: Work, batch: int) -> float:
-    """Each worker receives on a clone."""
-
-    def run(processes: Processes) -> None:
-        near, far = _loopback.connection()
-        with pykcm.Multiplexor(FRAMING, batch=batch) as mux:
-            mux.attach(near, hand_over=True)
-            clones = [mux.clone() for _ in range(WORKERS)]
-            mux.socket.recv_disabled = True
-
-            def worker(own: pykcm.KCMSocket) -> int:
-                for other in (far, *clones):
-                    if other is not own:
-                        other.close()
-                done = 0
-                with contextlib.suppress(pykcm.Disconnected):
-                    while True:
-                        got = len(own.recv_many())
-                        work(got)
-                        done += got
-                return done
-
-            for clone in clones:
-                processes.start(functools.partial(worker, clone))
-            processes.start(lambda: feed(far, count))
-            for other in (far, *clones):
-                other.close()
-            mux.wait_disconnection()
-
-    return rate(count, run)
-
-
-def by_pipes(count: int, work: Work, batch: int) -> float:
-    """One process divides the stream, and gives each worker in turn a list of messages."""
-
-    def run(processes: Processes) -> None:
-        near, far = _loopback.connection()
-        pipes = [Pipe(duplex=False) for _ in range(WORKERS)]
-
-        def worker(own: Connection) -> int:
-            for reading, writing in pipes:
-                writing.close()
-                if reading is not own:
-                    reading.close()
-            done = 0
-            with contextlib.suppress(EOFError):
-                while True:
-                    got = len(own.recv())
-                    work(got)
-                    done += got
-            return done
-
-        def dispatch() -> int:
-            far.close()
-            left, turn = b"", 0
-            while data := near.recv(1 << 18):
-                messages, left = split(left + data)
-                for first in range(0, len(messages), batch):
-                    pipes[turn % WORKERS][1].send(messages[first : first + batch])
-                    turn += 1
-            return 0
-
-        for reading, _ in pipes:
-            processes.start(functools.partial(worker, reading))
-        processes.start(dispatch)
-        processes.start(lambda: feed(far, count))
-        for tcp in (near, far):
-            tcp.close()
-        for ends in pipes:
-            for end in ends:
-                end.close()
-
-    return rate(count, run)
-
-
-def compare(count: int, work: Work) -> dict[str, float]:
-    """Messages a second of each way, in turn."""
-    sides: dict[str, Callable[[], float]] = {
-        "clones": lambda: by_kcm(count, work, 1),
-        "clones, batch": lambda: by_kcm(count, work, BATCH),
-        "pipes": lambda: by_pipes(min(count, 20_000), work, 1),
-        "pipes, batch": lambda: by_pipes(count, work, BATCH),
-    }
-    found: dict[str, list[float]] = {name: [] for name in sides}
+def compare(workers: int, count: int, work: Work, ways: tuple[str, ...]) -> dict[str, float]:
+    """Messages a second of each way: the median, the way's spread on standard error."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
-        for name, side in sides.items():
-            found[name].append(side())
+        for name in ways:
+            # Without a batch a dispatcher is so much slower that fewer messages will do.
+            some = count if "batch" in name else max(count // 20, 1000)
+            found[name].append(rate(WAYS[name], workers, some, work))
     for name, rates in found.items():
-        print(f"  {name:<16} {statistics.median(rates):10.0f} a second, "
-              f"{min(rates):.0f} to {max(rates):.0f}")  # fmt: skip
+        low, middle, high = min(rates), statistics.median(rates), max(rates)
+        print(f"  {name:<16} {middle:9.0f} a second, {low:.0f} to {high:.0f}", file=sys.stderr)
     return {name: statistics.median(rates) for name, rates in found.items()}
 
 
-def rows(what: str, rates: dict[str, float], goal: str) -> list[Row]:
-    best = max(rates["pipes"], rates["pipes, batch"])
+def rows(case: str, rates: dict[str, float], goal: str) -> list[Row]:
+    """Each way beside the best dispatcher."""
+    best = max(rate for name, rate in rates.items() if not name.startswith("clones"))
     return [
-        (f"clones, batch, ÷ the best dispatcher, {what}", rates["clones, batch"] / best, goal),
-        (f"clones ÷ the best dispatcher, {what}", rates["clones"] / best, "none"),
+        (f"{name}: {case}", rate / best, goal if name == "clones, batch" else "none")
+        for name, rate in rates.items()
     ]
 
 
 def idle() -> list[Row]:
     """Workers that only count."""
-    return rows("no work", compare(100_000, none), "≥ 4")
+    found: list[Row] = []
+    for workers in (1, 2, 4, 8):
+        print(f" {workers} workers, no work", file=sys.stderr)
+        what, goal = f"{workers} workers", "≥ 4" if workers == 4 else "none"
+        found += rows(what, compare(workers, 100_000, none, tuple(WAYS)), goal)
+    return found
 
 
 def working() -> list[Row]:
-    """Workers that work 50 microseconds a message on average."""
-    return rows("50 µs of work", compare(20_000, mixed), "≥ 1.3")
+    """Workers that work on each message."""
+    found: list[Row] = []
+    ways = tuple(name for name in WAYS if name.startswith("clones") or name.endswith("batch"))
+    for what, seconds, work, workers in (
+        ("50 µs, 4 workers", 50 * MICROSECOND, even(50 * MICROSECOND), 4),
+        ("500 µs, 4 workers", 500 * MICROSECOND, even(500 * MICROSECOND), 4),
+        ("50 µs mixed, 4 workers", 50 * MICROSECOND, mixed, 4),
+        ("50 µs mixed, 8 workers", 50 * MICROSECOND, mixed, 8),
+    ):
+        print(f" {what}", file=sys.stderr)
+        count = round(2 * SECONDS / seconds)
+        goal = "≥ 1.3" if what == "50 µs mixed, 4 workers" else "none"
+        found += rows(what, compare(workers, count, work, ways), goal)
+    return found
 
 
-SECTIONS: dict[str, Callable[[], list[Row]]] = {"idle": idle, "working": working}
+def paced(seconds: float) -> Callable[[socket.socket, int], list[int]]:
+    """A peer whose messages come at random times, on average one in so many seconds."""
+
+    def peer(far: socket.socket, count: int) -> list[int]:
+        rest = message(SIZE)[12:]
+        due = time.monotonic()
+        for _ in range(count):
+            due += random.expovariate(1 / seconds)
+            while time.monotonic() < due:
+                time.sleep(max(0.0, due - time.monotonic()))
+            far.sendall(struct.pack(">Iq", SIZE - 4, time.monotonic_ns()) + rest)
+        far.close()
+        return []
+
+    return peer
+
+
+def waits(messages: list[bytes]) -> list[int]:
+    """Mixed work; how long each message had waited for its own, in nanoseconds."""
+    found = []
+    for each in messages:
+        (sent,) = struct.unpack_from(">q", each, 4)
+        found.append(time.monotonic_ns() - sent)
+        mixed([each])
+    return found
+
+
+def waiting() -> list[Row]:
+    """How long messages wait for a worker when there are fewer than the workers can do."""
+    found: dict[str, list[float]] = {}
+    count, between = 2000, 500 * MICROSECOND
+    for _ in range(ROUNDS):
+        for name in ("clones", "clones, batch", "pipes", "pipes, batch"):
+            numbers = sorted(WAYS[name](4, count, waits, paced(between)))
+            if len(numbers) != count:
+                raise AssertionError(f"{len(numbers)} of {count} messages arrived")
+            found.setdefault(name, []).append(numbers[count * 99 // 100] / 1e6)
+    for name, times in found.items():
+        print(f"  {name:<16} {min(times):.2f} to {max(times):.2f} ms", file=sys.stderr)
+    middle = {name: statistics.median(times) for name, times in found.items()}
+    alone = middle["clones"]
+    return [
+        (
+            "clones, batch: ÷ clones",
+            middle["clones, batch"] / alone,
+            "≤ 1.5",
+        ),
+        ("pipes: ÷ clones", middle["pipes"] / alone, "none"),
+        ("pipes, batch: ÷ clones", middle["pipes, batch"] / alone, "none"),
+    ]
+
+
+SECTIONS: dict[str, Callable[[], list[Row]]] = {
+    "idle": idle,
+    "working": working,
+    "waiting": waiting,
+}
+
 
 if __name__ == "__main__":
     main(SECTIONS)

@@ -1,88 +1,89 @@
-"""Write docs/performance.md: all ratios, measured in one run, and what they say.
+"""Run all benchmarks and write docs/performance.md and its plots.
 
-    ci/vm --icount --cpus 1 -- env PYTHONPATH=. python bench/performance.py
+    make bench                                  runs all of it
+    .venv/bin/python -m bench.performance       the same, once ci/setup bench has run
+    … --from reports/bench.json                 writes the page again from what was measured
 
-`make bench` calls it.  What is said beside the tables is written here, once.
+Costs are counted in a guest whose clock counts instructions; what needs several CPUs is timed in
+one that has two.  Everything is measured in a run of its own program, with both sides in turn.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Callable
+import argparse
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
-from bench import core, super_messages
-from bench.core import Row
+from bench import page
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "reports" / "bench.json"
+TIMEOUT = 1200  # seconds for one program, boot included
 
-TITLES = {
-    "messages": "One call beside socket's and C's, on the same descriptor",
-    "asynchronous": "asyncio beside threads",
-    "round_trips": "A question and its answer beside plain TCP",
-    "transports": "Many transports",
-    "memory": "Memory",
-    "attaching": "Attaching",
-    "receiving": "Super messages received",
-    "sending": "Super messages sent",
-    "singly": "One message at a time",
-    "spread": "How far two runs differ",
-}
-
-TEXT = """\
-# Performance
-
-Written by `make bench` on Linux {release}, in a guest that counts instructions: each figure is a
-ratio of costs, both sides measured in turn in one run, the median of {rounds} rounds. Below 1 the
-first is cheaper. What is worse than its goal is in the tables as it was measured.
-
-## When KCM pays
-
-- **Many small messages in a stream, to be shared out or handed on**: with `batch=N` the kernel
-  finds the messages and hands over many at once. A message then costs less than reading the stream
-  and dividing it in Python, and a fraction of receiving messages one by one in C.
-- **Sending many small messages**: `send_many` with a batch joins them. One by one, each is a
-  segment of its own, many times dearer.
-- **Several workers, several connections**: the kernel gives each message to a worker that has room;
-  no process stands between. (That is not measured here.)
-
-## When it does not
-
-- **One reader, one connection, large messages**: from 16 KiB on reading the stream costs the same.
-- **A message at a time, each awaited**: a round trip costs what it costs over TCP.
-- **Work that takes long beside messages that come seldom**: what a message costs does not matter.
-
-What a batch changes for the receiver: [messages.md](messages.md#super-messages).
-"""
+COUNTED = ("--icount", "--cpus", "1")
+TIMED = ("--cpus", "2")
+#: Each program, its sections where not all are meant, and its guest; None is this machine.
+PROGRAMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...] | None], ...] = (
+    ("super_messages", (), COUNTED),
+    (
+        "core",
+        ("messages", "asynchronous", "round_trips", "transports", "memory", "attaching"),
+        COUNTED,
+    ),
+    ("many", (), COUNTED),
+    ("peers", (), COUNTED),
+    ("fan_out", (), TIMED),
+    ("servers", (), TIMED),
+    ("core", ("imports",), None),
+    ("assembler", (), None),
+)
 
 
-def table(rows: list[Row]) -> list[str]:
-    """Rows as Markdown."""
-    return [
-        "| | measured | goal |",
-        "|---|---|---|",
-        *(f"| {what} | {value:.2f} | {goal} |" for what, value, goal in rows),
-    ]
-
-
-def measured(name: str, section: Callable[[], list[Row]]) -> list[str]:
-    rows = section()
-    for what, value, goal in rows:
-        print(f"{what:<52} {value:8.2f}   goal {goal}", flush=True)
-    return ["", f"## {TITLES[name]}", "", *table(rows)]
+def measure(
+    program: str, sections: tuple[str, ...], guest: tuple[str, ...] | None, kernel: str
+) -> dict[str, Any]:
+    """What a program printed with --json."""
+    python = "python" if guest else sys.executable
+    command = ["env", "PYTHONPATH=.", python, f"bench/{program}.py", "--json", *sections]
+    if guest:
+        command = ["ci/vm", *guest, "--kernel", kernel, "--", *command]
+    print(f"bench: {program} ...", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False
+    )
+    if done.returncode:
+        sys.exit(f"bench: {program} ended with status {done.returncode}")
+    print(f"bench: {program} took {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    return found
 
 
 def main() -> None:
-    core.raise_descriptor_limit()
-    sections = {**super_messages.SECTIONS, **core.SECTIONS}
-    lines = [TEXT.format(release=platform.release(), rounds=core.ROUNDS).rstrip()]
-    for name, section in sections.items():
-        if name in TITLES:
-            lines += measured(name, section)
-    DOCUMENT.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"written to {DOCUMENT.relative_to(DOCUMENT.parents[1])}", flush=True)
-    os._exit(0)  # the connections that are left are of no interest
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--from", dest="given", type=Path, help="a report of an earlier run")
+    parser.add_argument("--kernel", default="6.1", help="a series; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="also print the report")
+    arguments = parser.parse_args()
+    if arguments.given:
+        report = json.loads(arguments.given.read_text(encoding="utf-8"))
+    else:
+        report = {"kernel": "", "sections": {}}
+        for program, sections, guest in PROGRAMS:
+            found = measure(program, sections, guest, arguments.kernel)
+            report["sections"] |= found["sections"]
+            if guest:
+                report["kernel"] = found["kernel"]
+        REPORT.parent.mkdir(exist_ok=True)
+        REPORT.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    for path in page.write(report):
+        print(f"written: {path.relative_to(ROOT)}")
+    if arguments.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":
