@@ -941,15 +941,29 @@ static int owner_does(PyObject *owner, const char *method)
 	return result ? 0 : -1;
 }
 
-/* A call ends: what was kept for it is let go of. */
+/* Let go of what was kept for a call. Before it takes a message: what a signal's handler raises here
+ * must find it where the next call does. */
+static int let_clones_go(struct call *call)
+{
+	return call->port->holding ? owner_does(call->owner, "_let_clones_go") : 0;
+}
+
+/* A call ends. */
 static void call_clear(struct call *call)
 {
-	if (call->port && call->port->holding) {
+	if (call->port) {
 		PyObject *type, *value, *traceback;
 
 		PyErr_Fetch(&type, &value, &traceback);
-		if (owner_does(call->owner, "_let_clones_go") < 0)
-			PyErr_WriteUnraisable(call->owner);
+		if (let_clones_go(call) < 0) {
+			/* What the call returns, or raises, must not be lost for it; Ctrl-C comes after. */
+			if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+				PyErr_Clear();
+				PyErr_SetInterrupt();
+			} else {
+				PyErr_WriteUnraisable(call->owner);
+			}
+		}
 		PyErr_Restore(type, value, traceback);
 	}
 	Py_CLEAR(call->owner);
@@ -1193,7 +1207,7 @@ static int receive_once(struct call *call, PyObject **result)
 		/* A signal's handler runs while the message is here, not when it is in nobody's hands. */
 		if (PyErr_CheckSignals() < 0)
 			return -1;
-		if (port->pending && (*result = take_fetched(call)))
+		if (port->pending && !port->holding && (*result = take_fetched(call)))
 			return 1;
 		if (PyErr_Occurred() || port_convert(port) < 0)
 			return -1;
@@ -1202,7 +1216,9 @@ static int receive_once(struct call *call, PyObject **result)
 	} else if (PyErr_CheckSignals() < 0) {
 		return -1;
 	}
-	if (!port->inbox.count) /* which may have received */
+	if (let_clones_go(call) < 0)
+		return -1;
+	if (!port->inbox.count) /* another may have received */
 		return 0;
 	if (call->flags & MSG_PEEK)
 		*result = peeked(call, Py_NewRef(queue_front(&port->inbox)));
@@ -1240,7 +1256,7 @@ static int attempt_event(struct call *call, PyObject **result)
 	struct queue *events = &call->port->events;
 
 	if (look_now_and_then(call) < 0 || owner_does(call->owner, "_look_for_ends") < 0 ||
-	    PyErr_CheckSignals() < 0)
+	    PyErr_CheckSignals() < 0 || (events->count && let_clones_go(call) < 0))
 		return -1;
 	if (events->count)
 		*result = queue_pop(events);
@@ -1402,6 +1418,8 @@ static PyObject *drive(struct call *call, PyObject *timeout)
 				return NULL;
 			waited = PyObject_IsTrue(more);
 			Py_DECREF(more);
+			if (waited < 0)
+				return NULL;
 		}
 	}
 }

@@ -87,6 +87,7 @@ class _Call:
                 if front is None and port.rule is None:
                     front = port.peek(self.room)
                 return None if front is None else (self.made_of(front),)
+            self.let_go()
             return (self.take(count),)
         except IndexError:  # another thread has taken it
             return None
@@ -185,7 +186,7 @@ class _Call:
             self.let_go()
 
     def let_go(self) -> None:
-        """The call ends: what was kept for it is let go of."""
+        """Let go of what was kept for a call: before it takes a message, or as it ends."""
         if self.port.holding:
             self.owner._let_clones_go()
 

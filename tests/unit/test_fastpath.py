@@ -833,3 +833,37 @@ def test_room_that_comes_between_a_try_and_the_wait_is_not_missed(pair: Any) -> 
         pair[1].recv(1000)
     wait = next(steps)
     assert wait.again == 0 or select.select([wait.fd], [], [], 0)[0]
+
+
+def test_what_is_raised_while_a_call_ends_leaves_the_message(
+    owner: Any, peer: socket.socket
+) -> None:
+    def struck() -> None:
+        owner._port.holding = 0
+        raise StruckError
+
+    owner._let_clones_go = struck
+    for receive in (owner.recv, owner.recv_many, lambda: asyncio.run(one(owner.arecv()))):
+        owner._port.holding = 1
+        peer.send(b"message")
+        with pytest.raises(StruckError):
+            receive()
+        assert owner.recv(timeout=0) == b"message"
+
+
+async def one(operation: Any) -> Any:
+    return await operation
+
+
+def test_ctrl_c_while_a_send_ends(owner: Any, peer: socket.socket) -> None:
+    def interrupted() -> None:
+        owner._port.holding = 0
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)
+
+    owner._let_clones_go = interrupted
+    owner._port.holding = 1
+    with pytest.raises(KeyboardInterrupt):
+        owner.send(b"message")
+        time.sleep(0)
+    assert peer.recv(100) == b"message"
