@@ -5,7 +5,7 @@
 # (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix bench container shell man dist docs clean
+.PHONY: help demo test matrix bench systemd container shell man dist docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -22,6 +22,9 @@ matrix: ## the selftest and the kernel tests on four kernel series, with ALL=1 o
 bench: ## what a message and the assembler cost; writes docs/performance.md
 	@ci/setup && .venv/bin/python bench/assembler.py $(ARGS) && .venv/bin/python bench/core.py imports
 	@ci/vm --icount --cpus 1 -- env PYTHONPATH=. python bench/performance.py
+
+systemd: ## the example units, run by Debian's newest systemd in a guest
+	@ci/systemd $(ARGS)
 
 container: ## the tests in a container
 	@ci/container $(ARGS)

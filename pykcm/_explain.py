@@ -163,7 +163,8 @@ RUN_WITH_CAPABILITIES = (
     "systemd-run -p User=$USER -p AmbientCapabilities='CAP_BPF CAP_PERFMON' COMMAND"
 )
 RUN_WITH_TOKEN = (
-    "systemd-run -p PrivateUsers=yes -p PrivateBPF=yes -p BPFDelegateCommands=BPFProgLoad "
+    "systemd-run -p PrivateUsers=yes -p DelegateNamespaces=mnt -p PrivateBPF=yes "
+    "-p BPFDelegateCommands=BPFProgLoad "
     "-p BPFDelegatePrograms=BPFProgTypeSocketFilter "
     "-p BPFDelegateAttachments=BPFCgroupInetIngress COMMAND"
 )
