@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(
     not SYSTEMD, reason="boots a systemd of its own: `make systemd` makes one and runs this"
 )
 
-# systemd has a root and namespaces of its own, but the guest's network.  By pivot_root: no process in
-# a chroot may make a user namespace.
+# systemd has a root and namespaces of its own, but the guest's network.  By pivot_root, since in a
+# chroot no process may make a user namespace.
 BOOT = """\
 set -e
 mount --make-rprivate /
