@@ -23,12 +23,12 @@ import pykcm
 from pykcm import statistics
 from pykcm._joining import kernel, look
 from pykcm._joining.views import Look, Transport
-from pykcm.cli import stat
+from pykcm.cli import disasm, stat
 from tests.kernel.connections import FRAMING, PATIENCE, Pair, message
 
 FORK = multiprocessing.get_context("fork")
 SHARES = (13, 13, 14)  # transports of each process: 40 in all
-CHURN = 300
+CHURN = 1000
 STABLE = 2
 LOOKS = 10
 
@@ -144,7 +144,9 @@ def test_churn(described: None) -> None:
                     assert {holder.pid for holder in row.processes} == {pid}
                     joined += 1
         mine.send(None)
-        print(f"{mine.recv()} attached, {joined} joined, {stable} stable; others: {dict(reasons)}")
+        count = mine.recv()
+        print(f"{count} attached, {joined} joined, {stable} stable; others: {dict(reasons)}")
+    assert count >= CHURN
     child.join(30)
     assert child.exitcode == 0
     assert stable == STABLE * LOOKS
@@ -203,6 +205,17 @@ def test_addresses_pids_and_sums(described: None, processes: list[Truth]) -> Non
         assert {holder["pid"] for row in mux["transports"] for holder in row["processes"]} == {pid}
         assert sum(row["tx_messages"] for row in mux["transports"]) == 10
     assert told["notes"] == []
+    programs = {
+        mux["number"]: {row["program"] for row in mux["transports"]} for mux in muxes.values()
+    }
+    listed = json.loads(CliRunner().invoke(disasm.command, ["--list", "--json"]).output)["programs"]
+    for mux in muxes.values():
+        (program,) = programs[mux["number"]]  # each process has loaded its own
+        (found,) = [each["transports"] for each in listed if each["id"] == program]
+        assert [row["multiplexor"] for row in found] == [mux["number"]] * len(mux["transports"])
+        local = mux["transports"][0]["connection"]["local"]
+        shown = CliRunner().invoke(disasm.command, ["--attached", local, "--json"]).output
+        assert json.loads(shown)["id"] == program
 
 
 def test_counts_alone_never_guess(
