@@ -53,8 +53,11 @@ class Terminal:
         settings.write_text(_SETTINGS, encoding="ascii")
         self._tmux = ["tmux", "-u", "-f", str(settings), "-S", str(directory / "socket")]
         size = ["-x", str(WIDTH), "-y", str(HEIGHT)]
+        self._status = directory / "status"
         command = [sys.executable, "-m", "tests.terminal_programs", name]
-        self._run("new-session", "-d", *size, *command)
+        # tmux's own word for the status is missing at times.
+        keeping = ["sh", "-c", '"$@"; echo $? >"$0"', str(self._status)]
+        self._run("new-session", "-d", *size, *keeping, *command)
 
     def _run(self, *arguments: str) -> str:
         # A size in the environment would count for more than the terminal's.
@@ -93,8 +96,10 @@ class Terminal:
         return shown
 
     def status(self) -> str:
-        """The program's exit status; empty while it runs."""
-        return self._run("display-message", "-p", "#{pane_dead_status}").strip()
+        """The program's exit status; empty until it has ended, and all is shown."""
+        if self._run("display-message", "-p", "#{pane_dead}").strip() != "1":
+            return ""
+        return self._status.read_text("ascii").strip()
 
     def close(self) -> None:
         self._run("kill-server")
