@@ -5,7 +5,7 @@
 # (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix bench container shell man dist docs clean
+.PHONY: help demo test matrix bench systemd container shell man dist docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -21,6 +21,9 @@ matrix: ## the selftest and the kernel tests on four kernel series, with ALL=1 o
 
 bench: ## what a message costs, beside C, sockets and dispatchers; writes docs/performance.md
 	@ci/setup vm bench && .venv/bin/python -m bench.performance $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
+
+systemd: ## the example units, run by Debian's newest systemd in a guest
+	@ci/systemd $(ARGS)
 
 container: ## the tests in a container
 	@ci/container $(ARGS)

@@ -138,8 +138,11 @@ def mounted(path: str) -> tuple[str, str] | None:
 
 
 def _outside_bpf_file_system(names: Mapping[str, Any]) -> bool:
-    """Whether a path's directory lies elsewhere than in a mounted BPF file system."""
-    found = mounted(names["directory"])
+    """Whether a path lies elsewhere than in a mounted BPF file system.
+
+    A pin may be mounted alone, as in a container; where nothing is, it is the directory's.
+    """
+    found = mounted(names["path"]) or mounted(names["directory"])
     return found is not None and found[0] != "bpf"  # else the kernel's own word has to do
 
 
@@ -163,7 +166,8 @@ RUN_WITH_CAPABILITIES = (
     "systemd-run -p User=$USER -p AmbientCapabilities='CAP_BPF CAP_PERFMON' COMMAND"
 )
 RUN_WITH_TOKEN = (
-    "systemd-run -p PrivateUsers=yes -p PrivateBPF=yes -p BPFDelegateCommands=BPFProgLoad "
+    "systemd-run -p PrivateUsers=yes -p DelegateNamespaces=mnt -p PrivateBPF=yes "
+    "-p BPFDelegateCommands=BPFProgLoad "
     "-p BPFDelegatePrograms=BPFProgTypeSocketFilter "
     "-p BPFDelegateAttachments=BPFCgroupInetIngress COMMAND"
 )

@@ -32,7 +32,8 @@ class Socket(NamedTuple):
 class Psock(NamedTuple):
     """A transport: where it lies in memory, its index, the TCP socket's inode number, its bytes.
 
-    A connection that is unattached and attached again can have the same address and index.
+    And the id of the program that finds its messages.  A connection that is unattached and attached
+    again can have the same address and index.
     """
 
     address: int
@@ -40,6 +41,7 @@ class Psock(NamedTuple):
     inode: int
     received: int
     sent: int
+    program: int = 0
 
 
 class Multiplexor(NamedTuple):
@@ -125,7 +127,8 @@ class Lists:
             index = self._memory.word(psock + self._offsets["kcm_psock index"])
             sk = self._memory.long(psock + self._offsets["kcm_psock sk"])
             received, sent = (self._memory.long(psock + at) for at in self._bytes)
-            found = Psock(psock, index, self._inode(sk), received, sent)
+            program = self._program(psock)
+            found = Psock(psock, index, self._inode(sk), received, sent, program)
             self._expect(psock + self._offsets["kcm_psock sk"], sk)  # still the same
             yield found
 
@@ -144,6 +147,12 @@ class Lists:
     def _expect(self, address: int, value: int) -> None:
         if self._memory.long(address) != value:
             raise BlockingIOError(errno.EAGAIN, "an object of the kernel went while it was read")
+
+    def _program(self, psock: int) -> int:
+        peek = self._memory.long
+        program = peek(psock + self._offsets["kcm_psock bpf_prog"])
+        aux = peek(program + self._offsets["bpf_prog aux"])
+        return self._memory.word(aux + self._offsets["bpf_prog_aux id"])
 
     def _inode(self, sk: int) -> int:
         socket = self._memory.long(sk + self._offsets["sock sk_socket"])
@@ -211,6 +220,9 @@ _OFFSETS = (
     "kcm_psock mux",
     "kcm_psock index",
     "kcm_psock psock_list",
+    "kcm_psock bpf_prog",
+    "bpf_prog aux",
+    "bpf_prog_aux id",
 )
 # The members that counts are in, from the outermost: of a multiplexor how often a connection was
 # attached, of a psock the bytes received and sent.

@@ -159,7 +159,8 @@ def _by_kernel(
         if inode is not None:
             reason = "" if connection else _GONE
         how = "kernel" if connection else ""
-        transports.append(Transport(line, connection, holders.of(inode or 0), how, reason))
+        held, program = holders.of(inode or 0), psock.program if psock else None
+        transports.append(Transport(line, connection, held, how, reason, None, program))
     processes = _once(holder for socket in sockets for holder in socket.processes)
     reasons = sorted({socket.reason for socket in sockets if socket.reason})
     return Multiplexor(

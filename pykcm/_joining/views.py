@@ -46,6 +46,7 @@ class Transport:
             counts), "" (it was not).
         reason: why it was not; "" if it was.
         rates: since the look before; None if there was none.
+        program: the id of the BPF program that finds its messages; None if that can't be told.
     """
 
     counts: statistics.Psock
@@ -54,6 +55,7 @@ class Transport:
     join: str
     reason: str
     rates: Rates | None = None
+    program: int | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ _KINDS = {
     "varint": ("Varint", None),
     "delimiter": ("Delimiter", "delimiter"),
 }
+_LAYOUT = "layout"
 _ASSEMBLY = "assembly"
 _HELP = {
     "length-field": "A length field: offset, size, byteorder, adjustment, mask, shift, "
@@ -36,6 +37,7 @@ _HELP = {
     "varint": "A LEB128 number before each message: max_bytes, offset, max_length.",
     "delimiter": r"What ends a message, as in '\r\n'; max_length.",
 }
+_LAYOUT_HELP = "Steps in TOML, as in '{field = 1, size = 4}, {add = 5}': docs/commands.md."
 _WAYS = "name one of `kcm frame --list`, or give --length-field, --delimiter or --framing-file"
 
 
@@ -63,7 +65,7 @@ def takes_framing(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            kinds = {kind: kwargs.pop(kind.replace("-", "_")) for kind in _KINDS}
+            kinds = {kind: kwargs.pop(kind.replace("-", "_")) for kind in (*_KINDS, _LAYOUT)}
             names = [kwargs.pop("framing_name", None), kwargs.pop("framing_option")]
             file, max_length = kwargs.pop("framing_file"), kwargs.pop("max_length")
             chosen = _choose(names, kinds, file, max_length)
@@ -81,6 +83,7 @@ def takes_framing(
             metavar="FILE",
             help="A TOML file with the framing: docs/commands.md.",
         )(call)
+        call = click.option("--layout", metavar="STEPS", help=_LAYOUT_HELP)(call)
         for kind in reversed(_KINDS):
             call = click.option(f"--{kind}", metavar="FIELDS", help=_HELP[kind])(call)
         call = click.option(
@@ -146,7 +149,8 @@ def _choose(
     elif written:
         ((kind, text),) = written.items()
         try:
-            chosen = Chosen(kind, _from_fields(kind, text))
+            made = _from_steps(text) if kind == _LAYOUT else _from_fields(kind, text)
+            chosen = Chosen(kind, made)
         except ValueError as error:
             raise click.UsageError(f"--{kind}: {error}") from error
     else:
@@ -176,6 +180,23 @@ def _from_fields(kind: str, text: str) -> Framing:
     return _make(_class(class_name), values)
 
 
+def _from_steps(text: str) -> Framing:
+    """A framing from "{field = 1, size = 4}, {add = 5}"."""
+    from pykcm.cli import _layout
+
+    try:
+        values = _toml().loads(f"rule = [{text}]")
+        if len(values) > 1:
+            raise ValueError("more than a list")
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not TOML's tables, as in {{add = 5}}") from error
+    return _layout.make(values)
+
+
+def _toml() -> Any:
+    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+
 def from_file(path: str) -> Framing:
     """The framing of a TOML file.
 
@@ -183,10 +204,9 @@ def from_file(path: str) -> Framing:
         ClickException: the file is not TOML, or does not describe a framing.
         OSError: it can't be read.
     """
-    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     content = Path(path).read_bytes()
     try:
-        values = tomllib.loads(content.decode())
+        values = _toml().loads(content.decode())
         return _from_table(values)
     except UnicodeDecodeError as error:
         raise click.ClickException(f"{path}: not TOML, which is text in UTF-8") from error
@@ -203,13 +223,17 @@ def _from_table(values: dict[str, Any]) -> Framing:
             raise ValueError(error.message) from error
         return _changed(framing, values) if values else framing
     kind = values.pop("kind", None)
-    kinds = [*_KINDS, _ASSEMBLY]
+    kinds = [*_KINDS, _LAYOUT, _ASSEMBLY]
     if kind is None:
         unknown = next(iter(values), "")
         hint = nearest(unknown, ["kind", "protocol"])
         raise ValueError(f"a framing has a kind ({', '.join(kinds)}) or a protocol{hint}")
     if kind == _ASSEMBLY:
         return _by_hand(values)
+    if kind == _LAYOUT:
+        from pykcm.cli import _layout
+
+        return _layout.make(values)
     if kind not in _KINDS:
         raise ValueError(
             f"there is no kind {kind!r}{nearest(str(kind), kinds) or ': ' + ', '.join(kinds)}"

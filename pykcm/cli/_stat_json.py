@@ -51,6 +51,7 @@ def _transport(row: Transport) -> dict[str, Any]:
         "rates": row.rates,
         "connection": row.connection._asdict() if row.connection else None,
         "join": row.join or None,
+        "program": row.program,
         "processes": _holders(row.processes),
         "reason": row.reason or None,
     }

@@ -11,7 +11,7 @@ import click
 from pykcm import bpf
 from pykcm.bpf import elf
 from pykcm.bpf.disassembler import disassemble
-from pykcm.cli import _formats, _input
+from pykcm.cli import _attached, _formats, _input
 from pykcm.errors import AssemblyError, BPFError
 
 _ELF = b"\x7fELF"
@@ -22,6 +22,11 @@ _SOCKET_FILTER = 1
 @click.argument("file", type=click.Path(), required=False)
 @click.option("--pinned", type=click.Path(), metavar="PATH", help="The program pinned there.")
 @click.option("--id", "id_", type=click.IntRange(1), help="The kernel's program with this id.")
+@click.option(
+    "--attached",
+    metavar="ADDRESS:PORT",
+    help="The program that finds the messages of the connection with this end, near or far.",
+)
 @click.option("--list", "list_", is_flag=True, help="List the socket filters in the kernel.")
 @click.option("--section", help="The section of an object; by default 'socket'.")
 @click.option(
@@ -44,6 +49,7 @@ def command(
     file: str | None,
     pinned: str | None,
     id_: int | None,
+    attached: str | None,
     list_: bool,
     section: str | None,
     byteorder: Any,
@@ -53,14 +59,17 @@ def command(
     """Disassemble a BPF program.
 
     FILE is an object that `clang -target bpf` wrote, or bare instructions; - is standard input.
-    A program in the kernel is shown as the kernel rewrote it.  The kernel does not tell which one
-    is attached to a connection; --list has those that can be.
+    A program in the kernel is shown as the kernel rewrote it.  Which one is attached to a
+    connection is told to root alone, as by kcm stat; --list has all that can be.
     """
-    if sum((file is not None, pinned is not None, id_ is not None, list_)) != 1:
-        raise click.UsageError("one of FILE, --pinned, --id and --list, please")
+    sources = (file is not None, pinned is not None, id_ is not None, attached is not None, list_)
+    if sum(sources) != 1:
+        raise click.UsageError("one of FILE, --pinned, --id, --attached and --list, please")
     if list_:
         _list(as_json)
         return
+    if attached is not None:
+        id_ = _attached.to(attached)
     found: dict[str, Any] = {}
     if file is not None:
         title, code = file, _from_file(file, section)
@@ -113,9 +122,21 @@ def _list(as_json: bool) -> None:
             continue  # it has gone meanwhile
         if info.type == _SOCKET_FILTER:
             infos.append(info)
+    try:
+        transports, note = _attached.transports(), ""
+    except _attached.UntoldError as error:
+        transports, note = [], str(error)
+    users = {info.id: [row for row in transports if row.program == info.id] for info in infos}
     if as_json:
-        click.echo(json.dumps({"programs": [_described(info) for info in infos]}))
+        programs = [
+            {**_described(info), "transports": [row.plain() for row in users[info.id]]}
+            for info in infos
+        ]
+        click.echo(json.dumps({"programs": programs, "note": note or None}))
         return
-    click.echo(f"{'id':>10}  {'tag':16}  name")
+    click.echo(f"{'id':>10}  {'tag':16}  {'name':15}  transports")
     for info in infos:
-        click.echo(f"{info.id:10}  {info.tag:16}  {info.name}")
+        count = "?" if note else len(users[info.id]) or "-"
+        click.echo(f"{info.id:10}  {info.tag:16}  {info.name:15}  {count:>10}")
+    if note:
+        click.echo(f"kcm disasm: {note}", err=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +71,33 @@ def test_a_server_with_many_peers() -> None:
             assert server.returncode == 0
         finally:
             server.kill()
+
+
+def test_a_service_without_capabilities() -> None:
+    """As docs/how-to/deploy.md has it: its program was pinned by who may; tests of systemd have it
+    as another user."""
+    pin = Path("/sys/fs/bpf/kcm-thrift")
+    kcm = [sys.executable, "-m", "pykcm", "frame", "THRIFT_FRAMED", "--pin", str(pin)]
+    subprocess.run(kcm, stdout=subprocess.DEVNULL, timeout=60, check=True)
+    # Before Linux 5.19 opening a pin needs what loading needs.
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    old = int(os.uname().release.split(".")[0]) < 6
+    command = [sys.executable, str(EXAMPLES / "service.py"), "--pinned", str(pin)]
+    try:
+        with subprocess.Popen(
+            command if old else drop + command, stdout=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stdout is not None
+            port = int(server.stdout.readline().split()[1])
+            for text in (b"one", b"other"):  # each connection has its own answers
+                with socket.create_connection(("127.0.0.1", port)) as tcp:
+                    tcp.sendall(struct.pack(">I", len(text)) + text)
+                    answer = tcp.recv(4 + len(text), socket.MSG_WAITALL)
+                    assert answer[4:] == text.upper()
+            server.terminate()
+            assert server.wait(60) == 0
+    finally:
+        pin.unlink()
 
 
 def test_the_tutorial(tmp_path: Path) -> None:

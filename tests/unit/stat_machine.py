@@ -62,7 +62,7 @@ MEMBERS = [
         0x2000,
         9,
         (kernel.Socket(0x21, 0, 401), kernel.Socket(0x22, 1, 402)),
-        (kernel.Psock(0x23, 0, 501, 81, 30),),
+        (kernel.Psock(0x23, 0, 501, 81, 30, 77),),
     ),
     kernel.Multiplexor(0x1000, 0, (kernel.Socket(0x11, 0, 403),), ()),
 ]

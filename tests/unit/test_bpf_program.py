@@ -729,6 +729,32 @@ with bpf.Program.from_pin({str(bpffs / "program")!r}) as program:
     assert output == "7 0 b''\n"
 
 
+@needs_bpf
+def test_a_pin_that_is_mounted_alone(bpffs: Path, tmp_path: Path) -> None:
+    """As in a container: its directory is in another file system, and that is not what is wrong."""
+    with Program.load(RETURN_0) as loaded:
+        loaded.pin(bpffs / "program")
+    (bpffs / "program").chmod(0)
+    alone = tmp_path / "alone"
+    alone.touch()
+    subprocess.run(["mount", "--bind", bpffs / "program", alone], check=True)
+    try:
+        with Program.from_pin(alone) as program:
+            assert program.info.type == 1
+        told = without_capabilities(
+            f"""
+from pykcm import bpf
+try:
+    bpf.Program.from_pin({str(alone)!r})
+except OSError as error:
+    print(error)
+"""
+        )
+    finally:
+        subprocess.run(["umount", alone], check=True)
+    assert told == f"opening the pinned program {alone} failed [EACCES: Permission denied]\n"
+
+
 def test_pins_outside_a_bpf_file_system_are_explained(tmp_path: Path) -> None:
     with Program.load(RETURN_0) as loaded:
         with pytest.raises(BPFError, match="is not in a BPF file system; one is mounted by"):

@@ -42,6 +42,7 @@ def test_joined_by_the_kernels_lists(machine: Machine) -> None:
     (transport,) = newest.transports
     assert (transport.connection, transport.join) == (TCP[501], "kernel")
     assert transport.processes == HOLDERS[501]
+    assert transport.program == 77
 
 
 @pytest.mark.parametrize(
