@@ -63,6 +63,7 @@ def compare(workers: int, count: int, work: Work, ways: tuple[str, ...]) -> dict
             # Without a batch a dispatcher is so much slower that fewer messages will do.
             some = count if "batch" in name else max(count // 20, 1000)
             found[name].append(rate(WAYS[name], workers, some, work))
+            print(f"  {name}: {found[name][-1]:.0f}", file=sys.stderr, flush=True)
     for name, rates in found.items():
         low, middle, high = min(rates), statistics.median(rates), max(rates)
         print(f"  {name:<16} {middle:9.0f} a second, {low:.0f} to {high:.0f}", file=sys.stderr)

@@ -165,15 +165,17 @@ class PushChannel:
 
     def __init__(self) -> None:
         self.address = f"ipc://@pykcm-bench-{os.getpid()}-{id(self)}"
+        self.ready, self.tell_ready = os.pipe()  # the worker has its address
 
     def close_reading(self) -> None:
-        """Nothing is open before the first use."""
+        os.close(self.tell_ready)
 
     def close_writing(self) -> None:
-        """Nothing is open before the first use."""
+        os.close(self.ready)
 
     @functools.cached_property
     def writer(self) -> Callable[[list[bytes]], object]:
+        os.read(self.ready, 1)
         pushing: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         pushing.connect(self.address)
         return functools.partial(pushing.send_multipart, copy=True)
@@ -183,7 +185,10 @@ class PushChannel:
 
     def taken(self) -> Iterator[list[bytes]]:
         pulling: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
+        # With a limit, what is behind it is lost when the other side has closed.
+        pulling.set(zmq.RCVHWM, 0)
         pulling.bind(self.address)
+        os.write(self.tell_ready, b".")
         while (messages := pulling.recv_multipart()) != [b""]:
             yield messages
 
