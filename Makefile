@@ -5,13 +5,13 @@
 # (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix peers bench container shell man dist docs clean
+.PHONY: help demo test matrix peers hosts bench container shell man dist docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
 
 demo: ## messages over four TCP connections to three processes, each checked
-	@ci/run-kcm kcm demo $(ARGS)
+	@ci/demo $(ARGS)
 
 test: ## every test: the unit tests here, the kernel tests where there is KCM
 	@ci/test $(ARGS)
@@ -21,6 +21,9 @@ matrix: ## the selftest and the kernel tests on four kernel series, with ALL=1 o
 
 peers: ## servers of Debian's, their answers compared with a plain reader's
 	@ci/peers $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
+
+hosts: ## replicas on three hosts, behind one Multiplexor and behind HAProxy
+	@ci/peers --hosts $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
 bench: ## what a message and the assembler cost; writes docs/performance.md
 	@ci/setup && .venv/bin/python bench/assembler.py $(ARGS) && .venv/bin/python bench/core.py imports

@@ -1,6 +1,6 @@
 """Servers of Debian's, unpacked with all that they need into a directory of the project's cache.
 
-They come from the release that this machine runs, by the project's private apt (ci/kernels.py), and
+They come from the release that this machine runs, by the project's private apt (ci/apt.py), and
 nothing of the machine's changes. Their set-up scripts are not run: a test writes what a server
 needs. `chroot` runs them.
 """
@@ -8,13 +8,13 @@ needs. `chroot` runs them.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
+import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
 
-from ci.kernels import CACHE, Apt, KernelUnavailableError, lock, run, say
+from ci.apt import CACHE, Apt, UnavailableError, lock, release, run
 
 # The servers; what Debian's package of Thrift forgets; a shell, which PostgreSQL's initdb runs.
 PACKAGES = (
@@ -30,31 +30,19 @@ GROUPS = "root:x:0:\nnogroup:x:65534:\n"
 VERSIONS = "versions.json"
 
 
-class ServersUnavailableError(Exception):
-    """They could not be had; the text says why."""
-
-
-def release() -> str:
-    """The name of the Debian release that this machine runs.
-
-    Raises:
-        ServersUnavailableError: it runs none.
-    """
-    found = platform.freedesktop_os_release()
-    if found["ID"] != "debian" or "VERSION_CODENAME" not in found:
-        raise ServersUnavailableError(
-            "the servers are Debian's, and this machine runs another system"
-        )
-    return found["VERSION_CODENAME"]
+def say(text: str) -> None:
+    print(f"servers: {text}", file=sys.stderr, flush=True)
 
 
 def root() -> Path:
     """The directory with the servers, from the cache or else from the archive.
 
     Raises:
-        ServersUnavailableError: a package could not be had.
+        UnavailableError: a package could not be had.
     """
     suite = release()
+    if not suite:
+        raise UnavailableError("they are Debian's, and this machine runs another system")
     wanted = sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
     home = CACHE / "servers" / f"{suite}-{wanted}"
     with lock(CACHE / "servers" / "lock"):
@@ -64,8 +52,6 @@ def root() -> Path:
                 unpack(suite, scratch)
                 scratch.chmod(0o755)
                 scratch.rename(home)
-            except KernelUnavailableError as error:
-                raise ServersUnavailableError(str(error)) from None
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return home

@@ -168,6 +168,10 @@ def test_server(
     protocol = protocols.ALL[conversation.protocol]
     many = protocol.connections == "many"
     (package,) = matching(versions, server.package)
+    record_property("title", name)
+    record_property("package", package)
+    record_property("version", versions[package])
+    record_property("protocol", protocol.name)
     server.prepare(root)
     with server.run(root, tmp_path / "log") as running:
         answers = plain(running, conversation)
@@ -185,9 +189,6 @@ def test_server(
             reported = [disconnection.reason for disconnection in mux.disconnections()]
     assert unknown == IN_FLIGHT
     assert len(reported) == len(tcps), reported
-    record_property("server", name)
-    record_property("version", f"{package} {versions[package]}")
-    record_property("protocol", protocol.name)
     record_property("connections", len(tcps))
     record_property("requests", ROUNDS * len(conversation.requests))
     record_property("answers", ROUNDS * sum(map(len, answers)))

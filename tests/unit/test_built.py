@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import built, foreign, kernels
+from ci import apt, built, foreign, kernels
 from ci.kernels import KernelUnavailableError
 
 pytestmark = pytest.mark.skipif(
@@ -188,7 +188,7 @@ def test_nothing_of_that_name() -> None:
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="this host has no apt-get")
 def test_no_network_and_an_empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kernels.ARCHIVES, "", kernels.Archive())
-    monkeypatch.setattr(kernels, "machine_archives", lambda: ("http://127.0.0.1:1",) * 2)
+    monkeypatch.setattr(apt, "machine_archives", lambda: ("http://127.0.0.1:1",) * 2)
     said = problem("6.12")
     assert said.startswith("`apt-get update` failed with status 100: E: ")
     assert "127.0.0.1" in said

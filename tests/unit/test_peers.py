@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ci import peers, servers
-from ci.kernels import KernelUnavailableError
+from ci.apt import UnavailableError
 
 
 def report(path: Path, *outcomes: str) -> None:
@@ -21,7 +21,7 @@ def report(path: Path, *outcomes: str) -> None:
     for letter, outcome in zip("abc", outcomes, strict=False):
         case = ElementTree.SubElement(suite, "testcase", name=f"test_server[{letter}]")
         properties = ElementTree.SubElement(case, "properties")
-        ElementTree.SubElement(properties, "property", name="answers", value="300")
+        ElementTree.SubElement(properties, "property", name="title", value=letter)
         if outcome:
             ElementTree.SubElement(case, outcome, message="because").text = "a.py:1: E"
     ElementTree.ElementTree(suite).write(path)
@@ -53,7 +53,7 @@ def test_only_whole_runs_are_good(
             report(path, *outcomes)
         return [sys.executable, "-c", f"raise SystemExit({status})"]
 
-    monkeypatch.setattr(peers, "REPORT", path)
+    monkeypatch.setattr(peers, "REPORTS", tmp_path)
     monkeypatch.setattr(peers, "command", command)
     monkeypatch.setattr(peers, "root", lambda: tmp_path)
     for arguments in (["ci/peers"], ["ci/peers", "--json"]):
@@ -64,9 +64,9 @@ def test_only_whole_runs_are_good(
     found = json.loads(said[said.index("{") :])
     assert found["status"] == status
     results = ["pass" if not outcome else "FAIL" for outcome in outcomes]
-    assert [row["result"] for row in found["servers"]] == results
+    assert [row["result"] for row in found["tests"]] == results
     if outcomes[1:] and outcomes[1]:
-        assert "b: " in said
+        assert "test_server[b]: " in said
         assert "because" in said
 
 
@@ -76,17 +76,17 @@ def test_servers_that_cannot_be_had(
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "other"})
     monkeypatch.setattr(sys, "argv", ["ci/peers"])
     assert peers.main() == 1
-    assert "could not be had: the servers are Debian's" in capsys.readouterr().err
+    assert "could not be had: they are Debian's" in capsys.readouterr().err
 
 
 def test_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unpack(suite: str, directory: Path) -> None:
-        raise KernelUnavailableError("E: Unable to locate package knot")
+        raise UnavailableError("E: Unable to locate package knot")
 
     monkeypatch.setattr(servers, "CACHE", tmp_path)
     monkeypatch.setattr(servers, "release", lambda: "bookworm")
     monkeypatch.setattr(servers, "unpack", unpack)
-    with pytest.raises(servers.ServersUnavailableError, match="locate package knot"):
+    with pytest.raises(UnavailableError, match="locate package knot"):
         servers.root()
     assert [path.name for path in (tmp_path / "servers").iterdir()] == ["lock"]
 
