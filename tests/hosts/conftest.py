@@ -43,8 +43,11 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
 
 @pytest.fixture
 def replicas(hosts: list[Replica]) -> list[Replica]:
-    """The replicas, which have carried out nothing yet."""
+    """The replicas, which all run, and have carried out nothing yet."""
     for replica in hosts:
+        if not replica.running:
+            replica.start()
+        replica.host.link("up")
         replica.forget()
     return hosts
 

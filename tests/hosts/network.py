@@ -80,6 +80,10 @@ class Replica:
     def name(self) -> str:
         return self.host.name
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         words = [sys.executable, "-S", str(REPLICA), self.name, str(PORT), str(self._log)]
         self._process = subprocess.Popen(self.host.command(words), stdout=subprocess.PIPE)

@@ -140,6 +140,13 @@ def ask_until() -> Iterator[Callable[[Exchange, Tally], Callable[[], int]]]:
     stopping.set()
 
 
+def hang_and_kill(replica: Replica) -> None:
+    """Kill it, with requests that it has not answered."""
+    replica.signal(signal.SIGSTOP)
+    time.sleep(1)
+    replica.kill()
+
+
 def addresses(replicas: list[Replica]) -> list[str]:
     return [replica.host.address for replica in replicas]
 
@@ -188,7 +195,7 @@ def test_a_replica_that_leaves_and_comes_back(
         stop = ask_until(exchange, tally)
         wait_until(lambda: tally.shares.keys() == {"r1", "r2", "r3"}, "an answer of each")
         if end == "killed":
-            leaver.kill()
+            hang_and_kill(leaver)
         else:
             leaver.host.link("down")
         wait_until(lambda: tally.unknown, "a request of unknown outcome")
@@ -247,7 +254,7 @@ def test_behind_haproxy(
             exchange = Exchange(mux, KEY)
             stop = ask_until(exchange, tally)
             wait_until(lambda: tally.shares.keys() == {"r1", "r2", "r3"}, "an answer of each")
-            replicas[1].kill()
+            hang_and_kill(replicas[1])
             wait_until(lambda: len(mux.transports) == 3 * EACH and tally.unknown, "redialling")
             before = len(tally.answered)
             wait_until(lambda: len(tally.answered) > before + 50, "that the others serve")
