@@ -2,7 +2,7 @@
 # pykcm: what is run and how. Every target installs what it lacks (see ci/setup).
 # ARGS are handed on: make test ARGS="-k framing"; make demo ARGS="--seed 7".
 # KERNEL=6.12 asks for a guest with that kernel, also where the host has KCM. It is a series of Debian's
-# (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
+# (ci/kernel --list), stock for the newest of this machine's release, a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
 .PHONY: help demo test matrix peers hosts bench container shell man dist docs clean

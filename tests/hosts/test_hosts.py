@@ -43,16 +43,33 @@ def number(message: bytes) -> int:
     return int.from_bytes(message[4:8], "big")
 
 
-def dialler(addresses: list[str]) -> Callable[[], socket.socket]:
-    """What dials one address after the other."""
+def dialler(mux: Multiplexor, addresses: list[str], each: int) -> Callable[[], socket.socket]:
+    """What dials, in turn, the addresses to which there are fewer connections than `each`."""
     turn = itertools.cycle(addresses)
 
     def connect() -> socket.socket:
-        tcp = socket.create_connection((next(turn), PORT), timeout=2)
+        there = Counter(peer(tcp) for tcp in mux.transports)
+        lacking = (address for address in turn if there[address] < each)
+        tcp = socket.create_connection((next(lacking), PORT), timeout=2)
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
         return tcp
 
     return connect
+
+
+def peer(tcp: socket.socket) -> str:
+    """The address that a connection leads to; none once it was reset."""
+    try:
+        address: str = tcp.getpeername()[0]
+    except OSError:
+        return ""
+    return address
+
+
+def connected(mux: Multiplexor, addresses: list[str], each: int) -> Pool:
+    """Keeps so many connections to each address, for as long as it takes."""
+    size = each * len(addresses)
+    return Pool(mux, dialler(mux, addresses, each), size, attempts=None, backoff=(0.1, 0.5))
 
 
 @dataclass
@@ -78,7 +95,7 @@ class Tally:
 
     @property
     def shares(self) -> Counter[str]:
-        return Counter(self.answered.values())
+        return Counter(list(self.answered.values()))  # threads add to it meanwhile
 
     def check(self, asked: int, replicas: list[Replica]) -> None:
         """Each was answered once, or is named; and none was carried out twice."""
@@ -164,7 +181,7 @@ def test_shares(
 ) -> None:
     start = time.monotonic()
     tally, asked = Tally(), 300
-    with Multiplexor(FRAMING) as mux, Pool(mux, dialler(addresses(replicas)), 3 * EACH):
+    with Multiplexor(FRAMING) as mux, connected(mux, addresses(replicas), EACH):
         exchange = Exchange(mux, KEY)
         if netem:
             with replicas[2].host.disturbed(*netem):
@@ -186,11 +203,7 @@ def test_a_replica_that_leaves_and_comes_back(
 ) -> None:
     start = time.monotonic()
     leaver, tally = replicas[1], Tally()
-    pool_of = dialler(addresses(replicas))
-    with (
-        Multiplexor(FRAMING) as mux,
-        Pool(mux, pool_of, 3 * EACH, attempts=None, backoff=(0.1, 0.5)),
-    ):
+    with Multiplexor(FRAMING) as mux, connected(mux, addresses(replicas), EACH):
         exchange = Exchange(mux, KEY)
         stop = ask_until(exchange, tally)
         wait_until(lambda: tally.shares.keys() == {"r1", "r2", "r3"}, "an answer of each")
@@ -247,10 +260,7 @@ def test_behind_haproxy(
     with (tmp_path / "log").open("wb") as log:
         haproxy = subprocess.Popen(balancer.command(words), stdout=log, stderr=log)
     try:
-        with (
-            Multiplexor(FRAMING) as mux,
-            Pool(mux, dialler([balancer.address]), 3 * EACH, attempts=None, backoff=(0.1, 0.5)),
-        ):
+        with Multiplexor(FRAMING) as mux, connected(mux, [balancer.address], 3 * EACH):
             exchange = Exchange(mux, KEY)
             stop = ask_until(exchange, tally)
             wait_until(lambda: tally.shares.keys() == {"r1", "r2", "r3"}, "an answer of each")
@@ -283,7 +293,7 @@ def test_one_that_does_not_read(replicas: list[Replica], record_property: Record
     start = time.monotonic()
     most = 2000
     with Multiplexor(FRAMING) as mux:
-        connect = dialler(addresses(replicas))
+        connect = dialler(mux, addresses(replicas), 1)
         for _ in replicas:
             mux.attach(connect(), hand_over=True)
         receiving = threading.Event()

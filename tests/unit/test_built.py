@@ -254,6 +254,28 @@ def test_the_newest_of_each_series_that_is_whole(
     }
 
 
+def test_the_newest_of_this_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own lists are asked, once."""
+    asked = []
+
+    def series(archive: kernels.Archive) -> dict[str, str]:
+        asked.append(archive._suites)
+        return dict.fromkeys(["5.10", "6.1", "6.12", "6.12-rt"], "linux-image")
+
+    monkeypatch.setattr(kernels, "CACHE", tmp_path)
+    monkeypatch.setattr(kernels, "release", lambda: "bookworm")
+    monkeypatch.setattr(kernels.Archive, "series", series)
+    for name in ("6.1", "6.12"):
+        modules = tmp_path / "kernels" / name / "lib" / "modules" / f"{name}-amd64"
+        modules.mkdir(parents=True)
+        (modules / "vmlinuz").touch()
+    for _ in range(2):
+        assert kernels.fetch("stock").release == "6.12-amd64"
+    assert asked == [("bookworm", "bookworm-security")]
+    monkeypatch.setattr(kernels, "release", lambda: "")  # another system
+    assert kernels.fetch("stock").release == "6.1-amd64"
+
+
 # --- Other machines
 
 
