@@ -38,8 +38,8 @@ def parse() -> argparse.Namespace:
         "--kernel",
         default=DEFAULT_SERIES,
         help="one of Debian's series, such as 6.12, 7.3-rt or 6.12-arm64 (ci/kernel --list; "
-        "default: %(default)s), stock for the newest of this machine's Debian, a bzImage, or the directory in which a kernel was built, with "
-        "its modules",
+        "default: %(default)s), stock for the newest of this machine's Debian, a bzImage, or the "
+        "directory in which a kernel was built, with its modules",
     )
     parser.add_argument(
         "--append",
