@@ -112,9 +112,7 @@ class Tally:
 
     def record(self, record: Record, title: str, asked: int, start: float) -> None:
         record("title", title)
-        record(
-            "version", " ".join(f"{name} {count}" for name, count in sorted(self.shares.items()))
-        )
+        record("shares", " ".join(f"{name} {count}" for name, count in sorted(self.shares.items())))
         record("requests", asked)
         record("answers", len(self.answered))
         record("unknown", len(self.unknown))
@@ -219,7 +217,7 @@ def test_a_replica_that_leaves_and_comes_back(
             leaver.host.link("up")
         wait_until(lambda: tally.shares["r2"] > before + 5, "that it serves again")
         asked = stop()
-        reasons = Counter(f"{d.reason}" for d in mux.disconnections())
+        reasons = Counter(d.reason.name for d in mux.disconnections())
     tally.check(asked, replicas)
     tally.record(record_property, f"r2: {end}, back", asked, start)
     record_property("ends", ", ".join(sorted(reasons)))
