@@ -2,16 +2,17 @@
 # pykcm: what is run and how. Every target installs what it lacks (see ci/setup).
 # ARGS are handed on: make test ARGS="-k framing"; make demo ARGS="--seed 7".
 # KERNEL=6.12 asks for a guest with that kernel, also where the host has KCM. It is a series of Debian's
-# (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
+# (ci/kernel --list), stock for the newest of this machine's release, a bzImage, or the directory in
+# which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix bench systemd container shell man dist docs clean
+.PHONY: help demo test matrix peers hosts systemd bench container shell man dist docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
 
 demo: ## messages over four TCP connections to three processes, each checked
-	@ci/run-kcm kcm demo $(ARGS)
+	@ci/demo $(ARGS)
 
 test: ## every test: the unit tests here, the kernel tests where there is KCM
 	@ci/test $(ARGS)
@@ -24,6 +25,12 @@ bench: ## what a message costs, beside C, sockets and dispatchers; writes docs/p
 
 systemd: ## the example units, run by Debian's newest systemd in a guest
 	@ci/systemd $(ARGS)
+
+peers: ## servers of Debian's, their answers compared with a plain reader's
+	@ci/peers $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
+
+hosts: ## replicas on three hosts, behind one Multiplexor and behind HAProxy
+	@ci/peers --hosts $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
 container: ## the tests in a container
 	@ci/container $(ARGS)

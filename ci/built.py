@@ -12,7 +12,8 @@ import shutil
 from hashlib import sha256
 from pathlib import Path
 
-from ci.kernels import CACHE, NAME, ROOT, Kernel, KernelUnavailableError, fetch, lock, run
+from ci.apt import lock, run
+from ci.kernels import CACHE, NAME, ROOT, STOCK, Kernel, KernelUnavailableError, fetch
 
 FRAGMENT = ROOT / "ci" / "kconfig.fragment"
 HERE = os.uname().machine
@@ -45,7 +46,7 @@ def kernel(named: str) -> Kernel:
         return of_directory(path.resolve())
     if path.exists():
         return of_image(path.resolve())
-    if NAME.fullmatch(named):
+    if named == STOCK or NAME.fullmatch(named):
         return fetch(named)
     raise KernelUnavailableError(
         "there is no such file; name a series such as 6.12 or 7.3-rt (`ci/kernel --list`), "

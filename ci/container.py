@@ -30,7 +30,8 @@ import docker
 import docker.errors
 
 from ci import output
-from ci.kernels import CACHE, ROOT, machine_archives
+from ci.apt import machine_archives
+from ci.kernels import CACHE, ROOT
 from ci.testing import REPORTS, executed
 
 IMAGE = "pykcm-test"

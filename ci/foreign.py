@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from ci.apt import Apt, lock, run
 from ci.guest import Guest, Run, execute
-from ci.kernels import CACHE, ROOT, Apt, Kernel, lock, run, say
+from ci.kernels import CACHE, ROOT, Kernel, say
 
 # What the guest needs, and with it what these depend on.
 PACKAGES = ("python3", "python3-cffi-backend", "busybox-static", "kmod")

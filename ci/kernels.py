@@ -1,39 +1,34 @@
-"""Debian's stock kernels, fetched by apt into the project's own cache and unpacked there.
-
-apt checks the archive's signatures and the packages' hashes with the installed
-debian-archive-keyring. It works in a private configuration: the machine's sources, lists and
-installed packages stay as they are, and no root is needed. The archive's address is the one that
-the machine itself uses, or that of the variable PYKCM_DEBIAN_MIRROR.
+"""Debian's stock kernels, fetched by apt (ci/apt.py) into the project's cache and unpacked there.
 
 A series is named after its version, as 6.12; one with PREEMPT_RT has "-rt" behind it, and one for
 another architecture than this machine's has that, as 6.12-arm64. Which there are is found in the
-archive, and of each the newest is taken.
+archive, and of each the newest is taken. "stock" is the newest series of the Debian release that
+this machine runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci import output
+from ci import apt, output
+from ci.apt import Apt, lock, release, run
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+ROOT = apt.ROOT
+CACHE = apt.CACHE
+# A kernel could not be had; the text says why and what to do.
+KernelUnavailableError = apt.UnavailableError
 
 DEFAULT_SERIES = "6.1"
 # What `make matrix` tests; ARGS=--all tests all that there are.
 MATRIX = ("5.10", "6.1", "6.12", "7.2")
+STOCK = "stock"
 
 # A User-Mode Linux kernel: a process of the host. It is the one that shows the older behaviour;
 # Debian's 5.10 for machines has no KCM.
@@ -68,138 +63,8 @@ class Kernel:
     lacks: tuple[str, ...] = ()
 
 
-class KernelUnavailableError(Exception):
-    """A kernel could not be had; the text says why and what to do."""
-
-
 def say(text: str) -> None:
     print(f"kernel: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; two runs may want the same kernel at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    result = subprocess.run(
-        command,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "LC_ALL": "C", "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
-    )
-    if result.returncode:
-        said = (result.stderr or result.stdout).strip().splitlines()
-        # apt's errors begin with E; a line is enough, and the others lead to it.
-        why = next((line for line in said if line.startswith("E: ")), "\n".join(said))
-        raise KernelUnavailableError(
-            f"`{Path(command[0]).name} {command[-1]}` failed with status {result.returncode}: {why}"
-        )
-    return result.stdout
-
-
-def machine_archives() -> tuple[str, str]:
-    """The addresses of Debian's main and security archives, from this machine's apt sources."""
-    mirror = os.environ.get("PYKCM_DEBIAN_MIRROR")
-    if not mirror:
-        release = Path("/etc/os-release").read_text(encoding="utf-8")
-        if not re.search(r"^ID=debian$", release, re.MULTILINE):
-            raise KernelUnavailableError(
-                "this machine's apt sources are not Debian's; "
-                "set PYKCM_DEBIAN_MIRROR to the address of a Debian archive"
-            )
-    security = None
-    # This fetches nothing. It tells the addresses whichever of its formats the sources are in.
-    listing = run("apt-get", "--print-uris", "update")
-    for address, suite in re.findall(r"^'(.+?)/dists/(.+)/InRelease'", listing, re.MULTILINE):
-        if address.startswith("cdrom:"):
-            continue
-        if suite.endswith(("-security", "/updates")):
-            security = security or address
-        elif "-" not in suite:
-            mirror = mirror or address
-    if not mirror:
-        raise KernelUnavailableError(
-            "this machine's apt sources name no Debian suite; "
-            "set PYKCM_DEBIAN_MIRROR to the address of a Debian archive"
-        )
-    return mirror, security or mirror.rstrip("/") + "-security"
-
-
-class Apt:
-    """apt with sources, lists and cache of its own."""
-
-    def __init__(self, suites: tuple[str, ...], arch: str) -> None:
-        if not KEYRING.exists():
-            raise KernelUnavailableError(f"no {KEYRING.name}: install debian-archive-keyring")
-        home = CACHE / "apt" / "_".join((*suites, arch))
-        (home / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-        (home / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-        main, security = machine_archives()
-        sources = home / "sources.list"
-        sources.write_text(
-            "".join(
-                f"deb [signed-by={KEYRING}] "
-                f"{security if suite.endswith('-security') else main} {suite} main\n"
-                for suite in suites
-            ),
-            encoding="utf-8",
-        )
-        settings = {
-            "Dir::State": home,
-            "Dir::State::Lists": home / "lists",
-            "Dir::State::status": "/dev/null",
-            "Dir::Cache": home,
-            "Dir::Etc::SourceList": sources,
-            "Dir::Etc::SourceParts": "/dev/null",
-            "APT::Architecture": arch,
-            "APT::Architectures": arch,
-            "Acquire::Languages": "none",
-            # A snapshot of an archive is older than it may be; its signatures are checked.
-            "Acquire::Check-Valid-Until": "false",
-            # apt's own unprivileged user may not enter the project's directory.
-            "APT::Sandbox::User": "",
-            # apt-get update forgives a source that it cannot reach, unless told otherwise.
-            "APT::Update::Error-Mode": "any",
-        }
-        self.options = [f"-o{name}={value}" for name, value in settings.items()]
-        self.archives = home / "archives"
-
-    def update(self) -> None:
-        run("apt-get", *self.options, "--quiet=2", "update")
-
-    def names(self, prefix: str) -> list[str]:
-        return run("apt-cache", *self.options, "pkgnames", prefix).split()
-
-    def show(self, names: list[str]) -> dict[str, tuple[str, list[str]]]:
-        """Each package's newest version and its dependencies' names."""
-        shown = run("apt-cache", *self.options, "--no-all-versions", "show", *names)
-        packages = {}
-        for paragraph in shown.split("\n\n"):
-            fields = dict(re.findall(r"^(Package|Version|Depends): (.*)$", paragraph, re.MULTILINE))
-            if fields:
-                depends = re.findall(r"(?:^|[,|] )([a-z0-9.+-]+)", fields.get("Depends", ""))
-                packages[fields["Package"]] = fields["Version"], depends
-        return packages
-
-    def closure(self, names: Sequence[str]) -> list[Path]:
-        """Fetch packages and all that they depend on."""
-        command = ["apt-get", *self.options, "--quiet=2", "--yes", "--download-only"]
-        command += ["--option=Debug::NoLocking=1", "--no-install-recommends", "install", *names]
-        run(*command)
-        return sorted(self.archives.glob("*.deb"))
-
-    def download(self, packages: dict[str, str], directory: Path) -> list[Path]:
-        wanted = [f"{name}={version}" for name, version in packages.items()]
-        run("apt-get", *self.options, "--quiet=2", "download", *wanted, cwd=directory)
-        return sorted(directory.glob("*.deb"))
 
 
 def older(left: str, right: str) -> int:
@@ -217,11 +82,12 @@ def parts(image: str, depends: list[str]) -> list[str]:
 class Archive:
     """What kernels the Debian archive has for an architecture; asked when first wanted, once."""
 
-    def __init__(self, arch: str = "") -> None:
+    def __init__(self, arch: str = "", suites: tuple[str, ...] = SUITES) -> None:
         """
-        arch: by Debian's name; this machine's by default.
+        arch: by Debian's name; this machine's by default. suites: where to look.
         """
         self._foreign = arch
+        self._suites = suites
         self._found: dict[str, str] = {}
         self._absent: dict[str, str] = {}
         self._apts: dict[tuple[str, ...], Apt] = {}
@@ -245,7 +111,7 @@ class Archive:
             KernelUnavailableError: the archive does not answer.
         """
         if not self._found:
-            apt = self._apt(SUITES)
+            apt = self._apt(self._suites)
             pattern = re.compile(IMAGE.format(arch=self.arch))
             names = apt.names("linux-")
             images = [name for name in names if pattern.fullmatch(name)]
@@ -277,7 +143,7 @@ class Archive:
             raise KernelUnavailableError(
                 f"the Debian archive has {', '.join(found)}, not {series}{why}"
             )
-        apt = self._apt(SUITES)
+        apt = self._apt(self._suites)
         image = found[series]
         (_, depends) = apt.show([image])[image]
         shown = apt.show([image, *parts(image, depends)])
@@ -300,9 +166,8 @@ def order(name: str) -> tuple[list[int], str]:
     return [int(number) for number in version.split(".")], flavour
 
 
-def unpack(name: str, directory: Path) -> None:
-    series, arch = split(name)
-    apt, packages = ARCHIVES[arch].packages(series)
+def unpack(name: str, directory: Path, archive: Archive) -> None:
+    apt, packages = archive.packages(split(name)[0])
     say("fetching " + " ".join(f"{name} ({version})" for name, version in packages.items()))
     debs = directory / "debs"
     debs.mkdir()
@@ -334,12 +199,31 @@ def cached() -> list[str]:
     return sorted(filter(NAME.fullmatch, found), key=order)
 
 
-def fetch(name: str, update: bool = False) -> Kernel:
+def stock(update: bool = False) -> Kernel:
+    """The newest kernel of the Debian release that this machine runs; as of `fetch`.
+
+    Only that release's lists are fetched. Elsewhere it is the default series.
+    """
+    suite = release()
+    if not suite:
+        return fetch(DEFAULT_SERIES, update)
+    memory = CACHE / "kernels" / f"{STOCK}-{suite}"
+    archive = Archive(suites=(suite, f"{suite}-security"))
+    if update or not memory.exists():
+        (*_, series) = (name for name in archive.series() if not name.endswith("-rt"))
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        memory.write_text(series, encoding="ascii")
+    return fetch(memory.read_text(encoding="ascii"), update, archive)
+
+
+def fetch(name: str, update: bool = False, archive: Archive | None = None) -> Kernel:
     """The newest kernel of a series, from the cache or else from the archive.
 
-    update: ask the archive even when the cache has one.
+    update: ask the archive even when the cache has one. archive: by default that for the name.
     Raises KernelUnavailableError, with the reason.
     """
+    if name == STOCK:
+        return stock(update)
     home = CACHE / "kernels" / name
     if not update and home.exists():
         return locate(name, home)
@@ -347,7 +231,7 @@ def fetch(name: str, update: bool = False) -> Kernel:
         if update or not home.exists():
             scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=home.parent))
             try:
-                unpack(name, scratch)
+                unpack(name, scratch, archive or ARCHIVES[split(name)[1]])
                 kernel = locate(name, scratch)
                 run("depmod", "--basedir", scratch, kernel.release)
                 scratch.chmod(0o755)
@@ -367,7 +251,10 @@ def main() -> int:
         prog="ci/kernel", description="Fetch Debian's stock kernels into the project's cache."
     )
     parser.add_argument(
-        "series", nargs="*", default=[DEFAULT_SERIES], help="such as 6.12, 7.3-rt or 6.12-arm64"
+        "series",
+        nargs="*",
+        default=[DEFAULT_SERIES],
+        help="such as 6.12, 7.3-rt, 6.12-arm64 or stock",
     )
     parser.add_argument("--update", action="store_true", help="look for a newer one")
     parser.add_argument("--list", action="store_true", help="which series the archive has")
@@ -378,7 +265,7 @@ def main() -> int:
                 output.say(f"{name} {package}")
             return 0
         for series in arguments.series:
-            if not NAME.fullmatch(series):
+            if not NAME.fullmatch(series) and series != STOCK:
                 parser.error(f"{series} is not the name of a series, such as 6.12 or 7.3-rt")
             kernel = fetch(series, arguments.update)
             output.say(f"{series} {kernel.release} {kernel.image.relative_to(ROOT)}")

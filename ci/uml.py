@@ -11,8 +11,9 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from ci.apt import lock
 from ci.guest import Guest, Run, execute
-from ci.kernels import CACHE, ROOT, Kernel, lock
+from ci.kernels import CACHE, ROOT, Kernel
 
 INIT = """\
 #!/bin/sh

@@ -7,12 +7,18 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from ci import built, foreign, output, qemu, uml
 from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT, Guest, Run, new_run
 from ci.kernels import DEFAULT_SERIES, Kernel, KernelUnavailableError
+
+TELL_SECONDS = 10
 
 
 def say(text: str) -> None:
@@ -32,8 +38,8 @@ def parse() -> argparse.Namespace:
         "--kernel",
         default=DEFAULT_SERIES,
         help="one of Debian's series, such as 6.12, 7.3-rt or 6.12-arm64 (ci/kernel --list; "
-        "default: %(default)s), a bzImage, or the directory in which a kernel was built, with "
-        "its modules",
+        "default: %(default)s), stock for the newest of this machine's Debian, a bzImage, or the "
+        "directory in which a kernel was built, with its modules",
     )
     parser.add_argument(
         "--append",
@@ -108,11 +114,38 @@ def main() -> int:
         say(f"booting {kernel.release}")
         try:
             boot = uml.boot if kernel.uml else foreign.boot if kernel.arch else qemu.boot
-            in_time = boot(kernel, guest, run)
+            with telling(run):
+                in_time = boot(kernel, guest, run)
         finally:
             if arguments.keep:
                 keep(run, kernel, arguments.keep)
         return judge(run, None if in_time else f"not done after {arguments.timeout:g} s")
+
+
+@contextmanager
+def telling(run: Run) -> Iterator[None]:
+    """Say now and then that a boot goes on, and when it is over: emulated it takes a while."""
+    over = threading.Event()
+    start = time.monotonic()
+
+    def tell() -> None:
+        said = 0
+        while not over.wait(0.5):
+            seconds = round(time.monotonic() - start)
+            if run.began():
+                say(f"booted in {seconds} s")
+                return
+            if seconds >= said + TELL_SECONDS:
+                said = seconds
+                say(f"still booting, after {seconds} s")
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def keep(run: Run, kernel: Kernel, directory: Path) -> None:

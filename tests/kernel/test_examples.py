@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -98,6 +100,50 @@ def test_a_service_without_capabilities() -> None:
             assert server.wait(60) == 0
     finally:
         pin.unlink()
+
+
+def test_a_server_with_a_thousand_peers() -> None:
+    """Each has a connection and an answer of its own; what was taken when it stops is answered."""
+    count, asked_last = 1000, 100
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = max(most, 10 * count)  # the server has 9 for each
+    resource.setrlimit(resource.RLIMIT_NOFILE, (enough, enough))
+    command = [sys.executable, str(EXAMPLES / "server.py")]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, enough))
+        stack.callback(server.kill)
+        assert server.stdout is not None
+        port = int(server.stdout.readline().split()[1])
+        peers = []
+        for n in range(count):
+            peers.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)))
+            peers[-1].sendall(b"HELLO peer-%d\n" % n)
+        for peer in peers:
+            assert peer.recv(3, socket.MSG_WAITALL) == b"OK\n"
+
+        def ask(peers: list[socket.socket]) -> None:
+            for n, peer in enumerate(peers):
+                peer.sendall(struct.pack(">II", 4 + 5, n) + b"hello")
+
+        def answers(peers: list[socket.socket]) -> int:
+            right = 0
+            for n, peer in enumerate(peers):
+                with contextlib.suppress(ConnectionResetError):
+                    answer = peer.recv(13, socket.MSG_WAITALL)
+                    assert answer in (struct.pack(">II", 9, n) + b"HELLO", b"")
+                    right += answer != b""
+            return right
+
+        ask(peers)
+        assert answers(peers) == count
+        ask(peers[:asked_last])
+        server.terminate()
+        output, _ = server.communicate(timeout=60)
+        assert int(output.split()[-2]) - count == answers(peers[:asked_last])
+        assert server.returncode == 0
 
 
 def test_the_tutorial(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import built, foreign, kernels
+from ci import apt, built, foreign, kernels
 from ci.kernels import KernelUnavailableError
 
 pytestmark = pytest.mark.skipif(
@@ -188,7 +188,7 @@ def test_nothing_of_that_name() -> None:
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="this host has no apt-get")
 def test_no_network_and_an_empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kernels.ARCHIVES, "", kernels.Archive())
-    monkeypatch.setattr(kernels, "machine_archives", lambda: ("http://127.0.0.1:1",) * 2)
+    monkeypatch.setattr(apt, "machine_archives", lambda: ("http://127.0.0.1:1",) * 2)
     said = problem("6.12")
     assert said.startswith("`apt-get update` failed with status 100: E: ")
     assert "127.0.0.1" in said
@@ -252,6 +252,28 @@ def test_the_newest_of_each_series_that_is_whole(
         "linux-image-7.3.4+deb13-rt-amd64": "7.3.4-1~bpo13+1",
         RT_BASE: "7.3.4-1~bpo13+1",
     }
+
+
+def test_the_newest_of_this_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own lists are asked, once."""
+    asked = []
+
+    def series(archive: kernels.Archive) -> dict[str, str]:
+        asked.append(archive._suites)
+        return dict.fromkeys(["5.10", "6.1", "6.12", "6.12-rt"], "linux-image")
+
+    monkeypatch.setattr(kernels, "CACHE", tmp_path)
+    monkeypatch.setattr(kernels, "release", lambda: "bookworm")
+    monkeypatch.setattr(kernels.Archive, "series", series)
+    for name in ("6.1", "6.12"):
+        modules = tmp_path / "kernels" / name / "lib" / "modules" / f"{name}-amd64"
+        modules.mkdir(parents=True)
+        (modules / "vmlinuz").touch()
+    for _ in range(2):
+        assert kernels.fetch("stock").release == "6.12-amd64"
+    assert asked == [("bookworm", "bookworm-security")]
+    monkeypatch.setattr(kernels, "release", lambda: "")  # another system
+    assert kernels.fetch("stock").release == "6.1-amd64"
 
 
 # --- Other machines
