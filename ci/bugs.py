@@ -13,6 +13,22 @@ from pathlib import Path
 KCM = "net/kcm/kcmsock.c"
 STRPARSER = "net/strparser/strparser.c"
 
+# The checks that a bug in a function is most likely seen by, which are made first: a regular
+# expression for their names.
+NEAR = {
+    "kcm_sendmsg": "^(transmit|errors|together)",
+    "kcm_ioctl": "^(attach|clone).*(efault|failed)",
+    "kcm_attach": "^attach",
+    "kcm_clone": "^(clone|namespace)",
+    "kcm_tx_work": "^(transmit|together)",
+    "requeue_rx_msgs": "^(disable|clone|together)",
+    "kcm_write_msgs": "^transmit",
+    "kcm_getsockopt": "^options",
+    "kcm_release": "^(clone|unattach|together)",
+    "strp_abort_strp": "^(delineation|resources.aborted)",
+}
+NEAR_ELSE = "^(delineation|receive)"
+
 
 class PlaceMissingError(Exception):
     """A source lacks the place that a change is for, or has it more than once."""
@@ -35,6 +51,11 @@ class Bug:
     does: str
     changes: tuple[tuple[str, str], ...]
     unseen: str = ""
+
+    @property
+    def near(self) -> str:
+        """The checks to begin with: a regular expression for their names."""
+        return NEAR.get(self.function, NEAR_ELSE)
 
     def put_back(self, source: str) -> str:
         """The file's text with the bug in it.

@@ -1,9 +1,11 @@
 """Known bugs put back into KCM, one at a time, and what sees them.
 
-Each of ci/bugs.py is built into a module against the kernel's headers and loaded in a guest; then
-`kcm selftest` runs there, and if that sees nothing `kcm selftest --stress`. The module as it is comes
-first: what fails with that tells nothing. The table goes to the screen, and that of all
-bugs to docs/mutants.md.
+Each of ci/bugs.py is built into a module against the kernel's headers and loaded in a guest. `kcm
+selftest` runs there, the checks that are nearest to the bug first, and if none sees it `kcm
+selftest --stress`. The module as it is comes before: what that fails tells nothing.
+
+What was found stays in reports/; `--only` does one of them again. Once all have been tried, the
+table goes to docs/mutants.md.
 """
 
 from __future__ import annotations
@@ -15,22 +17,23 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ci import built, modules, output
-from ci.bugs import BUGS, KCM, Bug, PlaceMissingError
+from ci.bugs import BUGS, KCM, PlaceMissingError
+from ci.guest import KERNEL_FAULTED, TIMED_OUT
 from ci.kernels import CACHE, NAME, ROOT, Kernel, KernelUnavailableError
 from ci.output import say
+from ci.testing import REPORTS
 from pykcm import _faults
-from pykcm.selftest.check import every
-from pykcm.selftest.checks import GROUPS
 
 DOCUMENT = ROOT / "docs" / "mutants.md"
 KERNEL = "6.12"
 UNCHANGED = "unchanged"
+STRESS = "stress"
 TIMEOUT = 3000  # seconds for one boot with all that is done in it
 
 # A fault that is not only a warning ends the kernel: what comes after it tells nothing. Freed
@@ -38,6 +41,7 @@ TIMEOUT = 3000  # seconds for one boot with all that is done in it
 OPTIONS = ("oops=panic", "slub_debug=FZP")
 
 Event = dict[str, Any]
+NAMES = (UNCHANGED, *(bug.name for bug in BUGS))
 
 
 @dataclass
@@ -50,11 +54,11 @@ class Finding:
 
     name: str
     by: str = ""
-    seen: dict[str, str] = dataclasses.field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
     problem: str = ""
 
 
-def said_in_a_line(lines: list[str]) -> str:
+def in_a_line(lines: list[str]) -> str:
     """The line of a check's report that says most."""
     faults = _faults.faults(lines)
     for line in faults:
@@ -64,7 +68,7 @@ def said_in_a_line(lines: list[str]) -> str:
     return ", ".join(words) or next(iter(faults or lines[-1:]), "")
 
 
-def build(kernel: Kernel, bugs: list[Bug]) -> tuple[dict[str, Path], dict[str, str]]:
+def build(kernel: Kernel, names: list[str]) -> tuple[dict[str, Path], list[Finding]]:
     """The modules by the bugs' names, and why there is none of some.
 
     Raises:
@@ -72,34 +76,47 @@ def build(kernel: Kernel, bugs: list[Bug]) -> tuple[dict[str, Path], dict[str, s
     """
     where = modules.tree(kernel)
     home = CACHE / "mutants" / kernel.release
-    made = {UNCHANGED: modules.build(where, None, True, home / UNCHANGED)}
-    problems = {}
-    for bug in bugs:
+    made, problems = {}, []
+    for bug in (None, *BUGS):
+        name = bug.name if bug else UNCHANGED
+        if name not in names:
+            continue
+        parser = bug is None or bug.file != KCM
         try:
-            made[bug.name] = modules.build(where, bug, bug.file != KCM, home / bug.name)
-        except (PlaceMissingError, KernelUnavailableError) as reason:
-            problems[bug.name] = str(reason)
+            made[name] = modules.build(where, bug, parser, home / name)
+        except PlaceMissingError as reason:
+            problems.append(Finding(name, problem=str(reason)))
     return made, problems
 
 
-def boot(kernel: str, stress: float, todo: dict[str, Path], keep: Path) -> Iterator[Event]:
-    """Boot a guest and yield what it tells, until it ends."""
-    command = ["ci/vm", "--kernel", kernel, "--timeout", str(TIMEOUT), "--keep", str(keep)]
-    for option in OPTIONS:
-        command += ["--append", option]
-    command += ["--", "python", "-m", "ci.mutants_guest", str(stress)]
-    command += [f"{name}={module}" for name, module in todo.items()]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    try:
-        for line in process.stdout:
-            if line.startswith("{"):
-                yield json.loads(line)
-            else:
-                print(line, end="", file=sys.stderr)
-    finally:
-        process.terminate()
-        process.wait()
+class Guest:
+    """A guest that is given modules, and what it tells.
+
+    Attributes:
+        status: its exit status, once it has ended.
+    """
+
+    def __init__(self, kernel: str, stress: float, todo: dict[str, Path], keep: Path) -> None:
+        near = {bug.name: bug.near for bug in BUGS}
+        given = [[name, near.get(name, ""), str(module)] for name, module in todo.items()]
+        command = ["ci/vm", "--kernel", kernel, "--timeout", str(TIMEOUT), "--keep", str(keep)]
+        for option in OPTIONS:
+            command += ["--append", option]
+        command += ["--", "python", "-m", "ci.mutants_guest", str(stress), json.dumps(given)]
+        self.status = 0
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    def events(self) -> Iterator[Event]:
+        assert self._process.stdout
+        try:
+            for line in self._process.stdout:
+                if line.startswith("{"):
+                    yield json.loads(line)
+                else:
+                    print(line, end="", file=sys.stderr)
+        finally:
+            self._process.terminate()
+            self.status = self._process.wait()
 
 
 def last_words(keep: Path) -> str:
@@ -112,106 +129,108 @@ def last_words(keep: Path) -> str:
     return _faults.message((telling or fatal or ["it told nothing"])[0])
 
 
-def next_check(last: str) -> str:
-    """The check that was made when a kernel died, by the last one whose result came."""
-    names = list(every(GROUPS))
-    if last not in names:
-        return names[0] if not last else "stress"
-    at = names.index(last) + 1
-    return names[at] if at < len(names) else "stress"
-
-
-def try_all(kernel: str, stress: float, todo: dict[str, Path]) -> list[Finding]:
-    """Boot as often as it takes; a finding for each module.
+def try_all(
+    kernel: str, stress: float, todo: dict[str, Path], found: Callable[[Finding], None]
+) -> None:
+    """Boot as often as it takes, and hand on what came of each module.
 
     Raises:
-        KernelUnavailableError: a guest did not get as far as a module.
+        KernelUnavailableError: a guest ended without having tried a module.
     """
-    findings = []
     left = dict(todo)
     while left:
         with tempfile.TemporaryDirectory() as scratch:
-            keep = Path(scratch)
-            current, last = "", ""
-            for event in boot(kernel, stress, left, keep):
+            guest = Guest(kernel, stress, left, Path(scratch))
+            current, last, before = "", "", len(left)
+            for event in guest.events():
                 current = event["bug"]
                 if event["event"] == "began":
                     last = ""
                 elif event["event"] == "check":
                     last = event["name"]
                 else:
-                    found = {name: said_in_a_line(lines) for name, lines in event["seen"].items()}
-                    findings.append(Finding(current, event["by"], found))
-                    tell(findings[-1])
+                    seen = {name: in_a_line(lines) for name, lines in event["seen"].items()}
+                    found(Finding(current, event["by"], seen))
                     del left[current]
                     current = ""
-            if current:
-                check = next_check(last)
-                by = "stress" if check == "stress" else "selftest"
-                words = last_words(keep)
-                findings.append(Finding(current, by, {check: f"the kernel died: {words}"}))
-                tell(findings[-1])
+            if current and guest.status in (KERNEL_FAULTED, TIMED_OUT):
+                died = guest.status == KERNEL_FAULTED
+                words = last_words(Path(scratch)) if died else f"not done after {TIMEOUT} s"
+                by = STRESS if last.startswith(STRESS) else "selftest"
+                found(Finding(current, by, {f"after {last or 'loading'}": f"it died: {words}"}))
                 del left[current]
-            elif len(left) == len(todo) - len(findings) and not findings:
-                raise KernelUnavailableError("the guest did not get as far as a module")
-    return findings
+            elif len(left) == before:
+                raise KernelUnavailableError(f"a guest ended early, with status {guest.status}")
 
 
-def tell(finding: Finding) -> None:
-    what = "; ".join(finding.seen) or "nothing"
-    print(f"mutants: {finding.name}: seen by {what}", file=sys.stderr, flush=True)
+class Findings:
+    """What came of each bug on a kernel, kept in a file."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._file = REPORTS / f"mutants-{kernel.release}.json"
+        self.found: dict[str, Finding] = {}
+
+    def load(self) -> None:
+        """Take those of earlier runs."""
+        if self._file.exists():
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+            self.found = {each["name"]: Finding(**each) for each in found}
+
+    def add(self, finding: Finding) -> None:
+        self.found[finding.name] = finding
+        self._file.parent.mkdir(exist_ok=True)
+        self._file.write_text(json.dumps(self.as_json(), indent=2), encoding="utf-8")
+        what = finding.problem or f"seen by {'; '.join(finding.seen) or 'nothing'}"
+        print(f"mutants: {finding.name}: {what}", file=sys.stderr, flush=True)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(self.found[name]) for name in NAMES if name in self.found]
+
+    def count(self, file: str = "") -> str:
+        """How many of the bugs, or of those of a file, are seen."""
+        bugs = [bug for bug in BUGS if bug.name in self.found and file in ("", bug.file)]
+        tried = [found for bug in bugs if not (found := self.found[bug.name]).problem]
+        return f"{sum(bool(finding.seen) for finding in tried)} of {len(tried)}"
+
+    def markdown(self) -> str:
+        """The table as a document."""
+        lines = [
+            "# Bugs put back, and what sees them",
+            "",
+            "Written by `make mutants`. Each bug is one that KCM or the stream parser has had. A",
+            "small change ([`ci/bugs.py`](../ci/bugs.py)) puts it back into Debian's source. The",
+            "module is built against Debian's headers and loaded in a guest, and `kcm selftest`",
+            "runs there, the checks nearest to the bug first, until some fail. Where none does,",
+            "`kcm selftest --stress` follows. A check that fails is made again, and counts if it",
+            "fails again or if the kernel told of a fault of its own. The kernel's command line",
+            f"has `{' '.join(OPTIONS)}`, so that the use of freed memory is seen.",
+            "",
+            "The stream parser is built into Debian's kernels. For its bugs a changed copy is",
+            "linked into the module, which then uses that one.",
+            "",
+            f"On {self.kernel.release}, {self.count()} are seen, of KCM's own {self.count(KCM)}.",
+            "",
+            "| bug | what it does | fixed | seen by |",
+            "|---|---|---|---|",
+        ]
+        for bug in BUGS:
+            finding = self.found[bug.name]
+            seen = "<br>".join(finding.seen) or finding.problem or "nothing"
+            fixed = f"{bug.year}: {bug.fix}"
+            lines.append(f"| `{bug.name}` in {bug.function}() | {bug.does} | {fixed} | {seen} |")
+        lines += ["", "## What was seen", ""]
+        for bug in BUGS:
+            for what, said in self.found[bug.name].seen.items():
+                lines.append(f"- `{bug.name}`, {what}: {said}")
+        unseen = [bug for bug in BUGS if not self.found[bug.name].seen]
+        if unseen:
+            lines += ["", "## What is not seen, and why", ""]
+            lines += [f"- `{bug.name}`: {bug.unseen or 'not known'}" for bug in unseen]
+        return "\n".join(lines) + "\n"
 
 
-def markdown(kernel: Kernel, findings: list[Finding]) -> str:
-    """The table as a document."""
-    bugs = {bug.name: bug for bug in BUGS}
-    tried = [finding for finding in findings if finding.name in bugs and not finding.problem]
-    own = [finding for finding in tried if bugs[finding.name].file == KCM]
-    lines = [
-        "# Bugs put back, and what sees them",
-        "",
-        "Written by `make mutants`. Each bug is one that KCM or the stream parser has had. A small",
-        "change ([`ci/bugs.py`](../ci/bugs.py)) puts it back into Debian's source; the module is",
-        "built against Debian's headers and loaded in a guest, and `kcm selftest` runs there; where",
-        "that sees nothing, `kcm selftest --stress`. A check that fails is made again and counts if",
-        "it fails again, or if the kernel told of a fault of its own. The kernel's",
-        f"command line has `{' '.join(OPTIONS)}`.",
-        "",
-        "The stream parser is built into Debian's kernels. For its bugs a changed copy of it is",
-        "linked into the module, which then uses that one.",
-        "",
-        f"On {kernel.release}, {count(tried)} are seen; of KCM's own, {count(own)}.",
-        "",
-        "| bug | what it does | fixed | seen by |",
-        "|---|---|---|---|",
-    ]
-    for finding in findings:
-        if finding.name not in bugs:
-            continue
-        bug = bugs[finding.name]
-        seen = (
-            "<br>".join(f"`{name}`" for name in finding.seen) or f"{finding.problem or 'nothing'}"
-        )
-        place = f"`{bug.name}` ({bug.function})"
-        lines.append(f"| {place} | {bug.does} | {bug.year}: {bug.fix} | {seen} |")
-    said = [
-        f"- `{finding.name}`: {name}: {text}"
-        for finding in findings
-        for name, text in finding.seen.items()
-    ]
-    lines += ["", "## What they said", "", *said]
-    unseen = [bugs[finding.name] for finding in tried if not finding.seen]
-    if unseen:
-        lines += ["", "## What is not seen, and why", ""]
-        lines += [f"- `{bug.name}`: {bug.unseen or 'the reason is not known'}" for bug in unseen]
-    return "\n".join(lines) + "\n"
-
-
-def count(findings: list[Finding]) -> str:
-    return f"{sum(bool(finding.seen) for finding in findings)} of {len(findings)}"
-
-
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="ci/mutants", description=__doc__)
     parser.add_argument(
         "--kernel",
@@ -221,51 +240,58 @@ def main() -> int:
     parser.add_argument(
         "--only",
         action="append",
-        default=[],
         metavar="NAME",
-        choices=[bug.name for bug in BUGS],
-        help="only this bug; may be repeated",
+        choices=NAMES,
+        help="only this bug (see --list); may be repeated",
     )
     parser.add_argument("--stress", type=float, default=12.0, metavar="SECONDS")
     parser.add_argument("--list", action="store_true", help="the bugs' names")
-    parser.add_argument("--json", action="store_true", help="the findings as a JSON document")
-    arguments = parser.parse_args()
+    parser.add_argument("--json", action="store_true", help="what was found as a JSON document")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
     if arguments.list:
         for bug in BUGS:
             say(f"{bug.name}: {bug.does}")
         return 0
-    bugs = [bug for bug in BUGS if not arguments.only or bug.name in arguments.only]
+    names = arguments.only or list(NAMES)
     try:
         kernel = built.kernel(arguments.kernel)
-        made, problems = build(kernel, bugs)
-        findings = try_all(arguments.kernel, arguments.stress, made)
+        findings = Findings(kernel)
+        if arguments.only:
+            findings.load()
+        made, problems = build(kernel, names)
+        for finding in problems:
+            findings.add(finding)
+        try_all(arguments.kernel, arguments.stress, made, findings.add)
     except KernelUnavailableError as reason:
         print(f"mutants: {arguments.kernel}: {reason}", file=sys.stderr)
         return 1
-    findings += [Finding(name, problem=reason) for name, reason in problems.items()]
-    order = [UNCHANGED, *(bug.name for bug in BUGS)]
-    findings.sort(key=lambda finding: order.index(finding.name))
-    report(kernel, findings, arguments)
-    unsound = [f for f in findings if f.name == UNCHANGED and f.seen]
-    if unsound:
-        print(f"mutants: the unchanged module fails {', '.join(unsound[0].seen)}", file=sys.stderr)
-    return 1 if unsound or problems else 0
+    return report(findings, names, arguments)
 
 
-def report(kernel: Kernel, findings: list[Finding], arguments: argparse.Namespace) -> None:
+def report(findings: Findings, names: list[str], arguments: argparse.Namespace) -> int:
+    """Say what was found; the exit status."""
     if arguments.json:
-        document = {"kernel": kernel.release, "bugs": [dataclasses.asdict(f) for f in findings]}
+        document = {"kernel": findings.kernel.release, "bugs": findings.as_json()}
         say(json.dumps(document, indent=2))
     else:
-        for finding in findings:
-            say(f"{finding.name}: {finding.problem or finding.by or 'not seen'}")
-            for name, text in finding.seen.items():
-                say(f"    {name}: {text}")
-        tried = [f for f in findings if f.name != UNCHANGED and not f.problem]
-        say(f"{count(tried)} are seen on {kernel.release}")
-    if not arguments.only and NAME.fullmatch(arguments.kernel):
-        DOCUMENT.write_text(markdown(kernel, findings), encoding="utf-8")
+        for name in names:
+            finding = findings.found[name]
+            say(f"{name}: {finding.problem or finding.by or 'not seen'}")
+            for what, said in finding.seen.items():
+                say(f"    {what}: {said}")
+        say(f"{findings.count()} bugs are seen on {findings.kernel.release}")
+    if {*NAMES} <= {*findings.found} and NAME.fullmatch(arguments.kernel):
+        DOCUMENT.write_text(findings.markdown(), encoding="utf-8")
         print(f"mutants: written to {DOCUMENT.relative_to(ROOT)}", file=sys.stderr)
+    unchanged = findings.found.get(UNCHANGED)
+    if unchanged and unchanged.seen:
+        print(f"mutants: the module as it is fails {'; '.join(unchanged.seen)}", file=sys.stderr)
+        return 1
+    return int(any(findings.found[name].problem for name in names))
 
 
 if __name__ == "__main__":

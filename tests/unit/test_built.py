@@ -235,7 +235,7 @@ def test_the_newest_of_each_series_that_is_whole(
         ("linux-image-rt-amd64", "6.1.192-2", []),
     )
     archive = kernels.Archive()
-    monkeypatch.setattr(archive, "_apt", lambda suites: apt)
+    monkeypatch.setattr(archive, "apt", lambda suites: apt)
     monkeypatch.setattr(kernels, "run", lambda *command: "amd64\n")
     assert archive.series() == {
         "5.10": "user-mode-linux",

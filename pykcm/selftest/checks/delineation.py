@@ -187,13 +187,18 @@ def message_of_the_limit_is_delivered(lab: Lab) -> None:
     kcm = lab.kcm()
     near, far = lab.tcp()
     near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-    message = framed(bytes(near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) - 4))
+    limit = near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    message = framed(bytes(limit - 4))
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limit)
     far.setblocking(False)
-    lab.attach(kcm, near, lab.documented())
-    # The header alone at first: how long the first segment is would decide the outcome, since the
-    # kernel takes it off the TCP socket and makes room by it.
+    # Attaching has a worker of the kernel look at the TCP socket once. Unlike what is done for each
+    # segment that arrives, it takes what is there even if that is less than what is missing, which
+    # makes room. So the header alone is there before: as only the worker takes it, its look is over
+    # once it is gone, and never comes between the segments of the rest.
     lab.calls.tcp_send(far, message[:4])
-    lab.consumed(near, far)
+    lab.eventually("bytes in the TCP socket", lambda: lab.unread_bytes(near), 4)
+    lab.attach(kcm, near, lab.documented())
+    lab.eventually("bytes in the TCP socket", lambda: lab.unread_bytes(near), 0)
     sent = far.send(message[4:])
     lab.expect("bytes that the sender's TCP took", sent, len(message) - 4)
     lab.patience = min(lab.patience, SOON)
