@@ -185,6 +185,8 @@ BUGS = (
         "kcm: disable preemption in kcm_parse_func_strparser()",
         "the delineation program may be moved to another CPU while it runs",
         (("\tres = bpf_prog_run_pin_on_cpu(prog, skb);", "\tres = bpf_prog_run(prog, skb);"),),
+        "only a program with data of its own for each CPU could show it, and a socket filter that "
+        "delineates has none; a kernel with CONFIG_DEBUG_ATOMIC_SLEEP warns (cant_migrate)",
     ),
     Bug(
         "work-after-release",

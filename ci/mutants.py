@@ -29,6 +29,8 @@ from ci.kernels import CACHE, NAME, ROOT, Kernel, KernelUnavailableError
 from ci.output import say
 from ci.testing import REPORTS
 from pykcm import _faults
+from pykcm.selftest.check import every
+from pykcm.selftest.checks import GROUPS
 
 DOCUMENT = ROOT / "docs" / "mutants.md"
 KERNEL = "6.12"
@@ -141,13 +143,16 @@ def try_all(
     while left:
         with tempfile.TemporaryDirectory() as scratch:
             guest = Guest(kernel, stress, left, Path(scratch))
-            current, last, before = "", "", len(left)
+            current, checks, before = "", list[str](), len(left)
             for event in guest.events():
                 current = event["bug"]
                 if event["event"] == "began":
-                    last = ""
+                    checks = ["loading"]
+                elif event["event"] == "checks":
+                    checks = [name for name in every(GROUPS) if re.search(event["near"], name)]
                 elif event["event"] == "check":
-                    last = event["name"]
+                    # Several are made at once, but told of in their order.
+                    checks = checks[checks.index(event["name"]) + 1 :]
                 else:
                     seen = {name: in_a_line(lines) for name, lines in event["seen"].items()}
                     found(Finding(current, event["by"], seen))
@@ -156,8 +161,8 @@ def try_all(
             if current and guest.status in (KERNEL_FAULTED, TIMED_OUT):
                 died = guest.status == KERNEL_FAULTED
                 words = last_words(Path(scratch)) if died else f"not done after {TIMEOUT} s"
-                by = STRESS if last.startswith(STRESS) else "selftest"
-                found(Finding(current, by, {f"after {last or 'loading'}": f"it died: {words}"}))
+                by, what = ("selftest", checks[0]) if checks else (STRESS, STRESS)
+                found(Finding(current, by, {what: f"the kernel died: {words}"}))
                 del left[current]
             elif len(left) == before:
                 raise KernelUnavailableError(f"a guest ended early, with status {guest.status}")

@@ -4,8 +4,9 @@
 
 SECONDS is how long the stress lasts; NEAR is a regular expression for the checks to begin with.
 
-Each line of the output is a JSON object: {"bug": name, "event": ...}. By "began" and "check" it can
-be seen how far a kernel came that died. "done" has what was seen.
+Each line of the output is a JSON object: {"bug": name, "event": ...}. By "checks", of which the names
+match, and "check", one that has ended, it can be seen how far a kernel came that died. "done" has
+what was seen.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class Run:
     checks: int = 0
     hung: bool = False
 
-    def make(self, *arguments: str, limit: float = LIMIT) -> Run:
+    def make(self, *arguments: str, limit: float = LIMIT, told: bool = False) -> Run:
+        """
+        limit: seconds until it is ended. told: each check's end is told of, as it comes.
+        """
         command = ["kcm", "selftest", "--format", "tap", "--expect-known", *arguments]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
@@ -72,7 +76,8 @@ class Run:
                 continue
             verdict, check, directive = found.groups()
             self.checks += 1
-            tell(self.bug, "check", name=check, ok=verdict == "ok")
+            if told:
+                tell(self.bug, "check", name=check)
             if verdict != "ok":
                 self.failed[check] = said
                 if directive == "ERROR":
@@ -127,8 +132,9 @@ def checked(bug: str, near: str = "") -> dict[str, list[str]]:
 
     One that failed is made again, unless the kernel told of a fault.
     """
+    tell(bug, "checks", near=near)
     some = ["--filter", f"/{near}/"] if near else []
-    first = Run(bug).make("--jobs", JOBS, *some)
+    first = Run(bug).make("--jobs", JOBS, *some, told=True)
     if first.hung:
         return {"selftest": [f"it did not end in {LIMIT:g} s"], **first.failed}
     doubtful = [check for check in first.failed if check not in first.faulted]

@@ -295,3 +295,9 @@ def test_the_modules_for_9p_and_what_they_need(tmp_path: Path) -> None:
         "9pnet_virtio.ko.xz",
         "virtio_pci.ko",
     ]
+
+
+def test_each_compiled_part_is_replaced_in_another_machines_guest() -> None:
+    """A part that the guest took from the host would be for the wrong machine."""
+    compiled = {path.name for path in (kernels.ROOT / "pykcm").glob("*.abi3.so")}
+    assert compiled == {*foreign.PARTS}

@@ -60,6 +60,17 @@ def header_in_pieces_is_waited_for(lab: Lab) -> None:
     lab.received(kcm, [message])
 
 
+@GROUP.check(code("__strp_recv: need_bytes", _STRPARSER))
+def beginning_of_a_message_makes_room(lab: Lab) -> None:
+    """What is there of a message is taken off the TCP socket, so that the rest has room."""
+    kcm, near, far = lab.attached()
+    message = framed(bytes(range(250)) * 4)
+    for part in (message[:500], message[500:]):
+        lab.calls.tcp_send(far, part)
+        lab.consumed(near, far)
+    lab.received(kcm, [message])
+
+
 @GROUP.check(_CONSTRUCTS)
 def coalesced_messages_are_separated(lab: Lab) -> None:
     """Messages of one size that arrive in one segment are delivered one by one."""
