@@ -4,7 +4,7 @@
 
 SECONDS is how long the stress lasts; NEAR is a regular expression for the checks to begin with.
 
-Each line of the output is a JSON object: {"bug": name, "event": ...}. By "checks", of which the names
+Each line of the output is a JSON object: {"bug": name, "event": ...}. By "checks", of which names
 match, and "check", one that has ended, it can be seen how far a kernel came that died. "done" has
 what was seen.
 """
