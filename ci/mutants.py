@@ -98,13 +98,14 @@ class Guest:
         status: its exit status, once it has ended.
     """
 
-    def __init__(self, kernel: str, stress: float, todo: dict[str, Path], keep: Path) -> None:
+    def __init__(self, asked: argparse.Namespace, todo: dict[str, Path], keep: Path) -> None:
         near = {bug.name: bug.near for bug in BUGS}
         given = [[name, near.get(name, ""), str(module)] for name, module in todo.items()]
-        command = ["ci/vm", "--kernel", kernel, "--timeout", str(TIMEOUT), "--keep", str(keep)]
+        command = ["ci/vm", "--kernel", asked.kernel, "--memory", str(asked.memory)]
+        command += ["--timeout", str(TIMEOUT), "--keep", str(keep)]
         for option in OPTIONS:
             command += ["--append", option]
-        command += ["--", "python", "-m", "ci.mutants_guest", str(stress), json.dumps(given)]
+        command += ["--", "python", "-m", "ci.mutants_guest", str(asked.stress), json.dumps(given)]
         self.status = 0
         self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
@@ -132,7 +133,7 @@ def last_words(keep: Path) -> str:
 
 
 def try_all(
-    kernel: str, stress: float, todo: dict[str, Path], found: Callable[[Finding], None]
+    asked: argparse.Namespace, todo: dict[str, Path], found: Callable[[Finding], None]
 ) -> None:
     """Boot as often as it takes, and hand on what came of each module.
 
@@ -142,7 +143,7 @@ def try_all(
     left = dict(todo)
     while left:
         with tempfile.TemporaryDirectory() as scratch:
-            guest = Guest(kernel, stress, left, Path(scratch))
+            guest = Guest(asked, left, Path(scratch))
             current, checks, before = "", list[str](), len(left)
             for event in guest.events():
                 current = event["bug"]
@@ -250,6 +251,7 @@ def parse() -> argparse.Namespace:
         help="only this bug (see --list); may be repeated",
     )
     parser.add_argument("--stress", type=float, default=12.0, metavar="SECONDS")
+    parser.add_argument("--memory", type=int, default=1024, metavar="MB", help="of the guest")
     parser.add_argument("--list", action="store_true", help="the bugs' names")
     parser.add_argument("--json", action="store_true", help="what was found as a JSON document")
     return parser.parse_args()
@@ -270,7 +272,7 @@ def main() -> int:
         made, problems = build(kernel, names)
         for finding in problems:
             findings.add(finding)
-        try_all(arguments.kernel, arguments.stress, made, findings.add)
+        try_all(arguments, made, findings.add)
     except KernelUnavailableError as reason:
         print(f"mutants: {arguments.kernel}: {reason}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ class Booted:
     boots: list[tuple[list[dict[str, Any]], int, str]]
     given: list[list[str]]
 
-    def __init__(self, kernel: str, stress: float, todo: dict[str, Path], keep: Path) -> None:
+    def __init__(self, asked: argparse.Namespace, todo: dict[str, Path], keep: Path) -> None:
         self.given.append(list(todo))
         self._events, self.status, console = self.boots.pop(0)
         (keep / "console").write_text(console)
@@ -110,7 +111,7 @@ def tried(
     monkeypatch.setattr(Booted, "given", [], raising=False)
     monkeypatch.setattr(mutants, "Guest", Booted)
     found: list[Finding] = []
-    mutants.try_all("6.12", 1.0, {"a": Path("a.ko"), "b": Path("b.ko")}, found.append)
+    mutants.try_all(argparse.Namespace(), {"a": Path("a.ko"), "b": Path("b.ko")}, found.append)
     return found, Booted.given
 
 
