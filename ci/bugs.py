@@ -280,6 +280,9 @@ BUGS = (
                 "\t\tunreserve_psock(kcm);\n\t}\n\n\tWARN_ON(kcm->tx_wait);\n",
             ),
         ),
+        "the window is a few instructions wide, and the work that was queued in it mostly runs "
+        "before the socket is freed; together.connection_can_be_unattached_while_its_socket_is_"
+        "closed tries it for a second and a half",
     ),
     Bug(
         "empty-last-fragment",

@@ -690,6 +690,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         _always("attach", None),
         (
             "delineation.beginning_of_a_message_makes_room",
+            "delineation.rest_of_a_message_behind_another_is_waited_for",
+            "delineation.segments_of_messages_are_not_chained",
             *_of("attach", "attached_connection_delivers", "ipv6_connection_delivers"),
             *_of("attach", "descriptors_may_be_closed"),
         ),

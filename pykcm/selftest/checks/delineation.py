@@ -7,7 +7,7 @@ import socket
 import struct
 
 from pykcm.selftest.check import Group, code, rst
-from pykcm.selftest.lab import SOON, Lab, framed
+from pykcm.selftest.lab import SOON, Lab, framed, patterned
 
 GROUP = Group("delineation", "The BPF program finds the messages in the TCP stream")
 
@@ -69,6 +69,42 @@ def beginning_of_a_message_makes_room(lab: Lab) -> None:
         lab.calls.tcp_send(far, part)
         lab.consumed(near, far)
     lab.received(kcm, [message])
+
+
+@GROUP.check(code("__strp_recv: need_bytes", _STRPARSER))
+def rest_of_a_message_behind_another_is_waited_for(lab: Lab) -> None:
+    """A message that begins at the end of a segment is delivered when the next has its rest."""
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    first, second = bytes(1000), patterned(1000)
+    lab.calls.tcp_send(far, first + second[:100])
+    lab.eventually("bytes in the TCP socket", lambda: lab.unread_bytes(near), 1100)
+    lab.attach(kcm, near, lab.fixed(1000))
+    lab.consumed(near, far)
+    lab.calls.tcp_send(far, second[100:])
+    lab.received(kcm, [first, second])
+
+
+# Freeing a list of so many socket buffers by recursion overflows the kernel's stack.
+_CHAIN = 250
+
+
+@GROUP.check(code("__strp_recv, skb_unclone", _STRPARSER))
+def segments_of_messages_are_not_chained(lab: Lab) -> None:
+    """Of many messages, each in two segments, the first is read last: it holds no other."""
+    first = lab.kcm()
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # one message fills it
+    near, far = lab.tcp()
+    message = patterned(4000)
+    lab.calls.tcp_send(far, message + message[:2000])
+    lab.attach(first, near, lab.fixed(4000))
+    lab.consumed(near, far)
+    others = lab.clone(first)
+    for _ in range(_CHAIN):
+        lab.calls.tcp_send(far, message[2000:] + message[:2000])
+        lab.consumed(near, far)
+        lab.received(others, [message])
+    lab.received(first, [message])
 
 
 @GROUP.check(_CONSTRUCTS)
