@@ -230,7 +230,8 @@ class Findings:
         for bug in BUGS:
             for what, said in self.found[bug.name].seen.items():
                 lines.append(f"- `{bug.name}`, {what}: {said}")
-        unseen = [bug for bug in BUGS if not self.found[bug.name].seen]
+        left = [bug for bug in BUGS if not self.found[bug.name].seen]
+        unseen = [bug for bug in left if not self.found[bug.name].problem]
         if unseen:
             lines += ["", "## What is not seen, and why", ""]
             lines += [f"- `{bug.name}`: {bug.unseen or 'not known'}" for bug in unseen]
