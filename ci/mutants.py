@@ -60,12 +60,17 @@ class Finding:
     problem: str = ""
 
 
+def in_short(fault: str) -> str:
+    """A line of the kernel's log without what is another one each time: CPU, process, directory."""
+    return re.sub(r"CPU: \d+ PID: \d+ at (?:\S*/)?(?=\w+\.[ch]:)", "", fault)
+
+
 def in_a_line(lines: list[str]) -> str:
     """The line of a check's report that says most."""
     faults = _faults.faults(lines)
     for line in faults:
         if "cut here" not in line and not line.startswith("the kernel"):
-            return _faults.message(line)
+            return in_short(_faults.message(line))
     words = [line for line in lines if line.startswith(("expected: ", "seen: "))]
     return ", ".join(words) or next(iter(faults or lines[-1:]), "")
 

@@ -89,6 +89,14 @@ def event(bug: str, kind: str, **more: object) -> dict[str, Any]:
     return {"bug": bug, "event": kind, **more}
 
 
+def test_a_fault_is_told_without_what_is_of_this_run() -> None:
+    line = (
+        "[  1.0] WARNING: CPU: 0 PID: 303 at /home/me/mutants/b/kcmsock.c:633 kcm_write_msgs+0x31"
+    )
+    lines = ["[  1.0] ------------[ cut here ]------------", line, "the kernel told of a fault"]
+    assert mutants.in_a_line(lines) == "WARNING: kcmsock.c:633 kcm_write_msgs+0x31"
+
+
 class Booted:
     """Guests that tell what is written here, one after the other."""
 
