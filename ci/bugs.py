@@ -351,6 +351,8 @@ BUGS = (
                 "\t\t\t\tstrp->need_bytes = stm->strp.full_len -\n\t\t\t\t\t\t       head->len;\n",
             ),
         ),
+        "the number is wrong only if the segment after the one in which the message began is short "
+        "too, and the message as a whole shorter than what came with it; no check sends that yet",
     ),
     Bug(
         "fragments-are-shared",
