@@ -6,7 +6,7 @@
 # which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix peers hosts systemd bench container shell man dist docs clean
+.PHONY: help demo test matrix peers hosts systemd mutants bench container shell man dist docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -31,6 +31,9 @@ peers: ## servers of Debian's, their answers compared with a plain reader's
 
 hosts: ## replicas on three hosts, behind one Multiplexor and behind HAProxy
 	@ci/peers --hosts $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
+
+mutants: ## bugs that KCM has had, put back one at a time, and what sees them
+	@ci/mutants $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
 container: ## the tests in a container
 	@ci/container $(ARGS)

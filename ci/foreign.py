@@ -8,7 +8,6 @@ over the host's. All pure Python that the tests need is the host's.
 from __future__ import annotations
 
 import lzma
-import os
 import shlex
 import shutil
 import subprocess
@@ -71,7 +70,7 @@ for directory in /dev/shm /run /tmp /var/tmp; do mount -t tmpfs tmpfs $directory
 ln -sf /proc/self/fd /dev/fd
 for module in {names}; do modprobe $module; done
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,access=any project {root} || poweroff -f
-mount --bind {native} {root}/pykcm/_native.abi3.so
+for part in {parts}; do mount --bind {compiled}/$part {root}/pykcm/$part; done
 ip link set lo up
 hostname kcm
 printf '#!/bin/sh\\nexec modprobe -d %s "$@"\\n' {modules} >/run/modprobe
@@ -85,6 +84,9 @@ sh {script} </dev/null 2>/run/errors | cat >$output
 wait
 poweroff -f
 """
+
+# pykcm's compiled parts, as they are called here; the guest has its own in their places.
+PARTS = ("_native.abi3.so", "_fastpath.abi3.so")
 
 # Where the guest's shell looks first: the commands of the project's .venv are the host's.
 COMMANDS = {
@@ -187,7 +189,8 @@ def own_part(kernel: Kernel, run_of: Run) -> bytes:
             INIT.format(
                 root=shlex.quote(str(ROOT)),
                 names=" ".join(MODULES),
-                native=shlex.quote(str(native(kernel.arch))),
+                parts=" ".join(PARTS),
+                compiled=shlex.quote(str(compiled(kernel.arch))),
                 modules=shlex.quote(str(kernel.modules.parent.parent)),
                 script=shlex.quote(str(run_of.script)),
             ),
@@ -207,21 +210,28 @@ def modules(installed: Path) -> list[str]:
     return list(needed)
 
 
-def native(arch: str) -> Path:
-    """pykcm's compiled part for an architecture."""
-    source = CACHE / "machines" / arch / "_native.c"
+def compiled(arch: str) -> Path:
+    """The directory with pykcm's compiled parts for an architecture."""
+    home = CACHE / "machines" / arch
+    generated = home / "_native.c"
     emit = "import sys; from build_ffi import ffibuilder; ffibuilder.emit_c_code(sys.argv[1])"
-    run(sys.executable, "-c", emit, source, cwd=ROOT)
-    library = source.with_name(f"{sha256(source.read_bytes()).hexdigest()[:16]}.so")
-    if not library.exists():
+    run(sys.executable, "-c", emit, generated, cwd=ROOT)
+    package = ROOT / "pykcm"
+    sources = [generated, *sorted(package.glob("*.[ch]"))]
+    text = b"".join(source.read_bytes() for source in sources if source != package / "_native.c")
+    directory = home / sha256(text).hexdigest()[:16]
+    if not directory.exists():
         say(f"compiling pykcm for {arch}")
-        new = library.with_suffix(f".{os.getpid()}")
+        new = Path(tempfile.mkdtemp(dir=home))
         command = [sys.executable, "-m", "ziglang", "cc", "-target", MACHINES[arch].target]
         command += ["-O2", "-shared", "-fPIC", "-DPy_LIMITED_API=0x030A0000", "-D_GNU_SOURCE"]
-        command += ["-I", sysconfig.get_path("include"), "-o", str(new), str(source)]
-        subprocess.run(command, check=True)
-        new.rename(library)
-    return library
+        command += ["-I", sysconfig.get_path("include"), "-I", str(package)]
+        for part, source in zip(PARTS, (generated, package / "_fastpath.c"), strict=True):
+            own = ["-o", str(new / part), str(source), str(package / "_delineate.c")]
+            subprocess.run([*command, *own], check=True)
+        new.chmod(0o755)
+        new.rename(directory)
+    return directory
 
 
 def pack(tree: Path) -> bytes:

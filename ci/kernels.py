@@ -96,7 +96,8 @@ class Archive:
     def arch(self) -> str:
         return self._foreign or run("dpkg", "--print-architecture").strip()
 
-    def _apt(self, suites: tuple[str, ...]) -> Apt:
+    def apt(self, suites: tuple[str, ...]) -> Apt:
+        """apt for some suites, its lists up to date."""
         if suites not in self._apts:
             apt = Apt(suites, self.arch)
             say(f"asking the Debian archive what there is in {', '.join(suites)}")
@@ -111,7 +112,7 @@ class Archive:
             KernelUnavailableError: the archive does not answer.
         """
         if not self._found:
-            apt = self._apt(self._suites)
+            apt = self.apt(self._suites)
             pattern = re.compile(IMAGE.format(arch=self.arch))
             names = apt.names("linux-")
             images = [name for name in names if pattern.fullmatch(name)]
@@ -133,7 +134,7 @@ class Archive:
     def packages(self, series: str) -> tuple[Apt, dict[str, str]]:
         """The packages, with versions, that together hold the newest kernel of a series."""
         if series == UML and not self._foreign:
-            apt = self._apt(UML_SUITES)
+            apt = self.apt(UML_SUITES)
             return apt, {
                 name: version for name, (version, _) in apt.show(["user-mode-linux"]).items()
             }
@@ -143,7 +144,7 @@ class Archive:
             raise KernelUnavailableError(
                 f"the Debian archive has {', '.join(found)}, not {series}{why}"
             )
-        apt = self._apt(self._suites)
+        apt = self.apt(self._suites)
         image = found[series]
         (_, depends) = apt.show([image])[image]
         shown = apt.show([image, *parts(image, depends)])

@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from ci import output
-from ci.kernels import CACHE, ROOT, KernelUnavailableError, lock, machine_archives, run, say
+from ci.apt import lock, machine_archives, run
+from ci.kernels import CACHE, ROOT, KernelUnavailableError, say
 
 HOME = CACHE / "systemd"
 KERNEL = "6.12"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _LARGE = 1 << 18
+_SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
 _SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 
 
@@ -127,6 +128,12 @@ def _ioctl_leaking(self: Calls, fd: int, request: int, argument: int | bytearray
 
 
 # --- attach and unattach
+
+
+def _ioctl_homeless(self: Calls, fd: int, request: int, argument: int | bytearray) -> int:
+    if request == _SIOCGSKNS:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return Calls.ioctl(self, fd, request, argument)
 
 
 def _attach_scrapping(self: Calls, kcm: int, tcp: int, program: int) -> None:
@@ -329,6 +336,19 @@ def _sending(change: Callable[[bytes, int], tuple[bytes, int]]) -> Callable[[], 
 def _mixed(data: bytes, flags: int) -> tuple[bytes, int]:
     half = len(data) // 2
     return data[:half] + bytes(byte ^ 3 for byte in data[half:]), flags
+
+
+class _SendsOnePart(Calls):
+    """A second part that is to be continued is taken, and goes nowhere."""
+
+    begun = False
+
+    def send(self, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
+        if flags & socket.MSG_MORE:
+            if self.begun:
+                return len(b"".join(buffers))
+            self.begun = True
+        return super().send(fd, buffers, flags)
 
 
 def _send_first_buffer(self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
@@ -651,6 +671,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         _of("clone", "failed_clone_leaves_no_descriptor"),
     ),
     Mutation(
+        "a socket's namespace is gone",
+        _mutant(ioctl=_ioctl_homeless),
+        _of("namespace", "clone_keeps_its_namespace"),
+    ),
+    Mutation(
         "after one KCM socket is closed, nothing more arrives",
         _DeafAfterClose,
         _of("clone", "multiplexor_outlives_its_first_socket"),
@@ -664,6 +689,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "SIOCKCMATTACH does nothing",
         _always("attach", None),
         (
+            "delineation.beginning_of_a_message_makes_room",
+            "delineation.rest_of_a_message_behind_another_is_waited_for",
+            "delineation.segments_of_messages_are_not_chained",
             *_of("attach", "attached_connection_delivers", "ipv6_connection_delivers"),
             *_of("attach", "descriptors_may_be_closed"),
         ),
@@ -743,6 +771,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (
             "disconnect.broken_connection_can_be_unattached",
             "unattach.reserved_connection_can_be_unattached",
+            "together.connection_can_be_unattached_while_its_socket_is_closed",
         ),
     ),
     Mutation(
@@ -809,6 +838,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (
             "delineation.many_segments_make_one_message",
             *_of("receive", "long_message_is_received", "full_socket_holds_the_stream_back"),
+            "together.messages_can_be_moved_while_they_are_received",
         ),
     ),
     Mutation(
@@ -951,6 +981,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         "a message of no bytes is sent as one byte",
         _sending(lambda data, flags: (data or b"\0", flags)),
         _of("transmit", "empty_message_is_nothing"),
+    ),
+    Mutation(
+        "a sent message lacks its first byte",
+        _sending(lambda data, flags: (data[1:], flags)),
+        _of("together", "socket_can_be_closed_while_it_writes"),
+    ),
+    Mutation(
+        "of two parts that are to be continued, one is lost",
+        _SendsOnePart,
+        _of("together", "parts_that_wait_for_room_are_joined"),
     ),
     Mutation(
         "the second half of a message is that of another one",

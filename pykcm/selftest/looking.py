@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -173,15 +174,19 @@ class Looking:
 
     def consumed(self, near: socket.socket, far: socket.socket) -> None:
         """Wait until KCM has taken all that was sent over a connection."""
-
-        def under_way(tcp: socket.socket, request: int) -> int:
-            answer = bytearray(4)
-            self.calls.ioctl(tcp.fileno(), request, answer)
-            return int.from_bytes(answer, sys.byteorder)
-
         # Also on the loopback interface, what is sent may arrive later.
-        self.eventually("bytes not acknowledged", lambda: under_way(far, termios.TIOCOUTQ), 0)
-        self.eventually("bytes in the TCP socket", lambda: under_way(near, termios.FIONREAD), 0)
+        not_acknowledged = functools.partial(self._under_way, far, termios.TIOCOUTQ)
+        self.eventually("bytes not acknowledged", not_acknowledged, 0)
+        self.eventually("bytes in the TCP socket", lambda: self.unread_bytes(near), 0)
+
+    def unread_bytes(self, tcp: socket.socket) -> int:
+        """How many bytes a TCP socket has received that nobody has taken."""
+        return self._under_way(tcp, termios.FIONREAD)
+
+    def _under_way(self, tcp: socket.socket, request: int) -> int:
+        answer = bytearray(4)
+        self.calls.ioctl(tcp.fileno(), request, answer)
+        return int.from_bytes(answer, sys.byteorder)
 
     def posted(self, tcp: socket.socket, wanted: int) -> None:
         """Fail unless an error is posted on a TCP socket: POLLERR, then SO_ERROR."""

@@ -235,7 +235,7 @@ def test_the_newest_of_each_series_that_is_whole(
         ("linux-image-rt-amd64", "6.1.192-2", []),
     )
     archive = kernels.Archive()
-    monkeypatch.setattr(archive, "_apt", lambda suites: apt)
+    monkeypatch.setattr(archive, "apt", lambda suites: apt)
     monkeypatch.setattr(kernels, "run", lambda *command: "amd64\n")
     assert archive.series() == {
         "5.10": "user-mode-linux",
@@ -317,3 +317,9 @@ def test_the_modules_for_9p_and_what_they_need(tmp_path: Path) -> None:
         "9pnet_virtio.ko.xz",
         "virtio_pci.ko",
     ]
+
+
+def test_each_compiled_part_is_replaced_in_another_machines_guest() -> None:
+    """A part that the guest took from the host would be for the wrong machine."""
+    compiled = {path.name for path in (kernels.ROOT / "pykcm").glob("*.abi3.so")}
+    assert compiled == {*foreign.PARTS}

@@ -18,6 +18,7 @@ from pykcm.selftest.checks import (
     sockets,
     splice,
     statistics,
+    together,
     transmit,
     unattach,
 )
@@ -38,6 +39,7 @@ GROUPS: tuple[Group, ...] = tuple(
         options,
         disconnect,
         splice,
+        together,
         statistics,
         namespace,
         faults,

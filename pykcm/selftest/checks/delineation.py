@@ -7,7 +7,7 @@ import socket
 import struct
 
 from pykcm.selftest.check import Group, code, rst
-from pykcm.selftest.lab import SOON, Lab, framed
+from pykcm.selftest.lab import SOON, Lab, framed, patterned
 
 GROUP = Group("delineation", "The BPF program finds the messages in the TCP stream")
 
@@ -58,6 +58,53 @@ def header_in_pieces_is_waited_for(lab: Lab) -> None:
     lab.silent(kcm, "the KCM socket with a header but no body")
     lab.calls.tcp_send(far, message[4:])
     lab.received(kcm, [message])
+
+
+@GROUP.check(code("__strp_recv: need_bytes", _STRPARSER))
+def beginning_of_a_message_makes_room(lab: Lab) -> None:
+    """What is there of a message is taken off the TCP socket, so that the rest has room."""
+    kcm, near, far = lab.attached()
+    message = framed(bytes(range(250)) * 4)
+    for part in (message[:500], message[500:]):
+        lab.calls.tcp_send(far, part)
+        lab.consumed(near, far)
+    lab.received(kcm, [message])
+
+
+@GROUP.check(code("__strp_recv: need_bytes", _STRPARSER))
+def rest_of_a_message_behind_another_is_waited_for(lab: Lab) -> None:
+    """A message that begins at the end of a segment is delivered when the next has its rest."""
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    first, second = bytes(1000), patterned(1000)
+    lab.calls.tcp_send(far, first + second[:100])
+    lab.eventually("bytes in the TCP socket", lambda: lab.unread_bytes(near), 1100)
+    lab.attach(kcm, near, lab.fixed(1000))
+    lab.consumed(near, far)
+    lab.calls.tcp_send(far, second[100:])
+    lab.received(kcm, [first, second])
+
+
+# Freeing a list of so many socket buffers by recursion overflows the kernel's stack.
+_CHAIN = 250
+
+
+@GROUP.check(code("__strp_recv, skb_unclone", _STRPARSER))
+def segments_of_messages_are_not_chained(lab: Lab) -> None:
+    """Of many messages, each in two segments, the first is read last: it holds no other."""
+    first = lab.kcm()
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # one message fills it
+    near, far = lab.tcp()
+    message = patterned(4000)
+    lab.calls.tcp_send(far, message + message[:2000])
+    lab.attach(first, near, lab.fixed(4000))
+    lab.consumed(near, far)
+    others = lab.clone(first)
+    for _ in range(_CHAIN):
+        lab.calls.tcp_send(far, message[2000:] + message[:2000])
+        lab.consumed(near, far)
+        lab.received(others, [message])
+    lab.received(first, [message])
 
 
 @GROUP.check(_CONSTRUCTS)
@@ -187,13 +234,18 @@ def message_of_the_limit_is_delivered(lab: Lab) -> None:
     kcm = lab.kcm()
     near, far = lab.tcp()
     near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-    message = framed(bytes(near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) - 4))
+    limit = near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    message = framed(bytes(limit - 4))
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limit)
     far.setblocking(False)
-    lab.attach(kcm, near, lab.documented())
-    # The header alone at first: how long the first segment is would decide the outcome, since the
-    # kernel takes it off the TCP socket and makes room by it.
+    # Attaching has a worker of the kernel look at the TCP socket once. Unlike what is done for each
+    # segment that arrives, it takes what is there even if that is less than what is missing, which
+    # makes room. So the header alone is there before: as only the worker takes it, its look is over
+    # once it is gone, and never comes between the segments of the rest.
     lab.calls.tcp_send(far, message[:4])
-    lab.consumed(near, far)
+    lab.eventually("bytes in the TCP socket", lambda: lab.unread_bytes(near), 4)
+    lab.attach(kcm, near, lab.documented())
+    lab.eventually("bytes in the TCP socket", lambda: lab.unread_bytes(near), 0)
     sent = far.send(message[4:])
     lab.expect("bytes that the sender's TCP took", sent, len(message) - 4)
     lab.patience = min(lab.patience, SOON)

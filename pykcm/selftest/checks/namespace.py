@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 from pykcm.selftest.check import Group, code
 from pykcm.selftest.lab import Lab, framed
 
@@ -45,3 +48,18 @@ def messages_flow_in_a_new_one(lab: Lab) -> None:
     lab.received(kcm, [framed(b"inside")])
     lab.calls.send(kcm.fileno(), [b"and out"])
     lab.streamed(far, b"and out")
+
+
+_SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
+
+
+@GROUP.check(code("kcm_clone, sk_alloc"))
+def clone_keeps_its_namespace(lab: Lab) -> None:
+    """A namespace that nobody is in any more stays while a clone of a socket of it is open."""
+    lab.isolate()
+    kcm = lab.kcm()
+    clone = lab.clone(kcm)
+    lab.calls.close(kcm)
+    lab.isolate()
+    time.sleep(lab.quiet)  # it would be given up in the background
+    os.close(lab.calls.ioctl(clone.fileno(), _SIOCGSKNS, 0))
