@@ -5,7 +5,7 @@
 # (ci/kernel --list), a bzImage, or the directory in which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix bench container shell man dist docs clean
+.PHONY: help demo test matrix kernel debug bench container shell man dist docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -18,6 +18,12 @@ test: ## every test: the unit tests here, the kernel tests where there is KCM
 
 matrix: ## the selftest and the kernel tests on four kernel series, with ALL=1 on all
 	@ci/matrix $${ALL:+--all} $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
+
+kernel: ## a kernel with KASAN, lockdep, gcov and more; with KCSAN=1 the one with KCSAN
+	@ci/build-kernel $${KCSAN:+--kcsan} $(ARGS)
+
+debug: ## the selftest and tests on that kernel: faults, leaks, what of KCM is reached
+	@ci/debug $${KCSAN:+--kcsan} $(ARGS)
 
 bench: ## what a message and the assembler cost; writes docs/performance.md
 	@ci/setup && .venv/bin/python bench/assembler.py $(ARGS) && .venv/bin/python bench/core.py imports

@@ -99,7 +99,7 @@ def by_reason(file: File) -> dict[str, list[Line]]:
 
 
 def part(share: Share) -> str:
-    return f"{share.reached} of {share.total}" if share.total else "–"
+    return f"{share.reached} of {share.total}" if share.total else "none"
 
 
 def place(line: Line) -> str:

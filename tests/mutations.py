@@ -751,6 +751,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (
             *_of("unattach", "bad_descriptor_is_enoent", "not_attached_is_enoent"),
             "unattach.second_time_is_enoent",
+            "unattach.second_at_the_same_time_is_ealready",
             "faults.unattach_without_memory",
         ),
     ),
@@ -807,8 +808,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         "a received message lacks its last byte",
         _mutant(receive=_receive_torn),
         (
-            "delineation.many_segments_make_one_message",
+            *_of(
+                "delineation", "many_segments_make_one_message", "bytes_sent_again_are_taken_once"
+            ),
             *_of("receive", "long_message_is_received", "full_socket_holds_the_stream_back"),
+            "faults.message_without_parser_memory",
+            "faults.rest_of_a_message_without_parser_memory",
         ),
     ),
     Mutation(
@@ -910,12 +915,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a sent message lacks its last byte",
         _sending(lambda data, flags: (data[:-1], flags)),
-        _of(
-            "transmit",
-            "message_is_written",
-            "super_message_arrives_as_its_messages",
-            "long_messages_are_written",
-            "message_goes_on_when_there_is_room",
+        (
+            *_of("transmit", "message_is_written", "super_message_arrives_as_its_messages"),
+            *_of("transmit", "long_messages_are_written", "message_goes_on_when_there_is_room"),
+            *_of("faults", "send_that_waits_for_memory", "long_send_without_memory"),
         ),
     ),
     Mutation(
@@ -1002,6 +1005,9 @@ MUTATIONS: tuple[Mutation, ...] = (
             "pending_messages_are_moved",
             "pending_messages_wait_for_a_socket",
             "enabling_delivers_what_came_meanwhile",
+            "pending_messages_fill_another_socket",
+            "held_messages_fill_a_socket",
+            "ready_connections_fill_a_socket",
         ),
     ),
     Mutation(
@@ -1045,6 +1051,8 @@ MUTATIONS: tuple[Mutation, ...] = (
             "splice",
             "pipe_goes_out_of_a_dgram_socket",
             "file_goes_out_of_a_dgram_socket",
+            "long_file_goes_out",
+            "splice_goes_on_with_a_full_buffer",
             "file_goes_out_whose_end_comes_early",
         ),
     ),
@@ -1376,7 +1384,7 @@ REPAIRS: tuple[Mutation, ...] = (
     Mutation(
         "sendfile ends a SOCK_DGRAM message",
         _copying(0),
-        _of("splice", "file_goes_out_whose_end_comes_early"),
+        _of("splice", "file_goes_out_whose_end_comes_early", "splice_goes_on_with_a_full_buffer"),
     ),
     Mutation(
         "splice and sendfile end a SOCK_SEQPACKET message",

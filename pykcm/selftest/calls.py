@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import select
@@ -191,6 +192,51 @@ class Calls:
         finally:
             os.close(fd)
         return left == 0, result
+
+    @contextlib.contextmanager
+    def failing_inside(self, function: str) -> Iterator[Callable[[], bool]]:
+        """Have the next allocation fail that a function of the kernel makes, whoever calls it.
+
+        Yields:
+            What says whether it has failed.
+
+        Raises:
+            Skip: this kernel can't, or this process may not.
+        """
+        if not (_FAULT_INJECTION[0] / "require-start").exists():
+            raise Skip("this kernel can't withhold memory from one of its functions")
+        first, last = self._addresses(function)
+        wanted = {
+            "require-start": f"{first:#x}",
+            "require-end": f"{last:#x}",
+            "ignore-gfp-wait": "N",
+            "interval": "1",
+            "verbose": "0",
+            "probability": "100",
+            "times": "1",
+        }
+        settings = {_FAULT_INJECTION[0] / name: value for name, value in wanted.items()}
+        try:
+            before = {path: path.read_text(encoding="ascii") for path in settings}
+            for path, value in settings.items():
+                path.write_text(value, encoding="ascii")
+        except OSError as error:
+            raise Skip(f"no function's memory can be withheld here: {error}") from None
+        times = _FAULT_INJECTION[0] / "times"
+        try:
+            yield lambda: times.read_text(encoding="ascii").strip() == "0"
+        finally:
+            for path, value in reversed(before.items()):
+                path.write_text(value, encoding="ascii")
+
+    def _addresses(self, function: str) -> tuple[int, int]:
+        """Where a function of the kernel begins and ends."""
+        lines = Path("/proc/kallsyms").read_text(encoding="ascii").splitlines()
+        places = sorted((int(line.split()[0], 16), line.split()[2]) for line in lines)
+        for (first, name), (last, _) in itertools.pairwise(places):
+            if name.partition(".")[0] == function and 0 < first < last:
+                return first, last
+        raise Skip(f"/proc/kallsyms does not say where {function} is")
 
     def free_memory(self) -> int:
         """What the kernel could still give away, in bytes."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pykcm.selftest.calls import name_of
 from pykcm.selftest.check import Failure, Group, code
-from pykcm.selftest.lab import Lab
+from pykcm.selftest.lab import FRAGMENTS, NUMBERED, Lab, patterned
 
 T = TypeVar("T")
 
@@ -153,3 +153,73 @@ def send_without_memory(lab: Lab) -> None:
             own.streamed(far, b"next" if attempt.failed else message + b"next")
 
     _each_allocation(lab, "send", turn)
+
+
+@GROUP.check(code("kcm_sendmsg, sk_stream_wait_memory"), alone=True)
+def send_that_waits_for_memory(lab: Lab) -> None:
+    """A send that may wait goes on when there is memory again: nothing is missing or doubled."""
+    message = patterned(40_000)
+
+    def turn(attempt: _Attempt) -> None:
+        with lab.another() as own:
+            kcm = own.kcm()
+            attempt(lab.calls.send, kcm.fileno(), [message])
+            own.expect("the send failed", attempt.failed, False)
+            near, far = own.tcp()
+            own.attach(kcm, near, own.fixed(4))
+            own.streamed(far, message)
+
+    _each_allocation(lab, "send that waits", turn)
+
+
+@GROUP.check(code("kcm_sendmsg, frag_list, wait_for_memory"), alone=True)
+def long_send_without_memory(lab: Lab) -> None:
+    """A message of many socket buffers is sent whole, or not at all, whichever of them can't be."""
+    message = patterned(FRAGMENTS + 40_000)
+
+    def turn(attempt: _Attempt) -> None:
+        with lab.another() as own:
+            kcm = own.kcm()
+            kcm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 << 20)
+            attempt(lab.calls.send, kcm.fileno(), [message], socket.MSG_DONTWAIT)
+            near, far = own.tcp()
+            own.attach(kcm, near, own.fixed(4))
+            own.calls.send(kcm.fileno(), [b"next"])
+            own.streamed(far, b"next" if attempt.failed else message + b"next")
+
+    _each_allocation(lab, "send of a long message", turn)
+
+
+_STRPARSER = "net/strparser/strparser.c"
+
+
+def _without_parser_memory(lab: Lab, before: list[bytes], after: list[bytes]) -> None:
+    """Have the parser lack memory once after some messages, and all be received nevertheless.
+
+    Args:
+        before, after: what is sent before and after that, in pieces.
+    """
+    lab.isolate()
+    kcm, near, far = lab.attached(lab.fixed(100))
+    lab.calls.tcp_send(far, b"".join(before))
+    lab.consumed(near, far)
+    with lab.calls.failing_inside("__strp_recv") as failed:
+        for piece in after:
+            lab.calls.tcp_send(far, piece)
+        lab.eventually("the allocation has failed", failed, True)
+    data = b"".join(before + after)
+    lab.received(kcm, [data[start : start + 100] for start in range(0, len(data), 100)])
+    lab.unattach(kcm, near)
+    lab.expect("RX-MemFail", lab.total("Psock RX-MemFail"), 1)
+
+
+@GROUP.check(code("__strp_recv, skb_clone", _STRPARSER), alone=True)
+def message_without_parser_memory(lab: Lab) -> None:
+    """A message for which the stream parser lacks memory comes when there is some."""
+    _without_parser_memory(lab, [], [NUMBERED[1]])
+
+
+@GROUP.check(code("__strp_recv, skb_unclone", _STRPARSER), alone=True)
+def rest_of_a_message_without_parser_memory(lab: Lab) -> None:
+    """So does one whose beginning came in the same segment as the end of another one."""
+    _without_parser_memory(lab, [NUMBERED[1] + NUMBERED[2][:50]], [NUMBERED[2][50:]])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 from pykcm._binding import lib
+from pykcm.selftest.calls import name_of
 from pykcm.selftest.check import Group, code, rst
+from pykcm.selftest.holding import held
 from pykcm.selftest.lab import SOON, Lab, framed
 
 GROUP = Group("unattach", "SIOCKCMUNATTACH gives a TCP connection back")
@@ -150,3 +153,26 @@ def bad_pointer_is_efault(lab: Lab) -> None:
     """SIOCKCMUNATTACH with an address that can't be read is EFAULT."""
     arguments = lab.kcm().fileno(), lib.SIOCKCMUNATTACH, 0
     lab.refused("unattach", errno.EFAULT, lab.calls.ioctl, *arguments)
+
+
+@GROUP.check(code("kcm_unattach_ioctl, EALREADY"))
+def second_at_the_same_time_is_ealready(lab: Lab) -> None:
+    """Of two that unattach a connection at the same time, the second one has EALREADY."""
+    kcm, near, _ = lab.attached()
+    seen: list[str] = []
+
+    def unattach() -> None:
+        try:
+            lab.unattach(kcm, near)
+            seen.append(name_of(0))
+        except OSError as error:
+            seen.append(name_of(error.errno))
+
+    both = [threading.Thread(target=unattach, daemon=True) for _ in range(2)]
+    with held(near.fileno(), 10, 0, lab.patience):
+        for thread in both:
+            thread.start()
+        lab.eventually("errno of the second unattach", lambda: [*seen], [name_of(errno.EALREADY)])
+    for thread in both:
+        thread.join(lab.patience)
+    lab.expect("errno of both", seen, [name_of(errno.EALREADY), name_of(0)])
