@@ -943,7 +943,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "messages with MSG_BATCH are lost",
         _mutant(send=_send_no_batch),
-        _of("transmit", "last_of_a_batch_sends_all"),
+        (
+            "transmit.last_of_a_batch_sends_all",
+            "errors.message_that_faults_sends_those_held_back",
+            "splice.end_of_a_file_sends_those_held_back",
+        ),
     ),
     Mutation(
         "write leaves a message open",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
+from pykcm._binding import lib
 from pykcm.selftest import versions
 from pykcm.selftest.check import Group, Skip, code
 from pykcm.selftest.lab import FRAGMENTS, SEQPACKET, Lab, framed, patterned
@@ -105,6 +106,17 @@ def messages_that_fault_leave_room(lab: Lab) -> None:
         lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
     lab.calls.send(kcm.fileno(), [b"taken"], socket.MSG_DONTWAIT)
     lab.streamed(far, b"taken")
+
+
+@GROUP.check(code("kcm_sendmsg, out_error; kcm_push"))
+def message_that_faults_sends_those_held_back(lab: Lab) -> None:
+    """What MSG_BATCH held back is sent when the message that would have sent it fails."""
+    kcm, _, far = lab.attached()
+    for message in (b"held ", b"back"):
+        lab.calls.send(kcm.fileno(), [message], lib.MSG_BATCH)
+    lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, kcm.fileno(), b"failed")
+    lab.streamed(far, b"held back")
+    lab.unsent(far)
 
 
 @GROUP.check(code("kcm_recvmsg, skb_copy_datagram_msg"))

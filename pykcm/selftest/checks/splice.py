@@ -10,7 +10,9 @@ import struct
 import tempfile
 import time
 
-from pykcm.selftest.check import Failure, Group, code
+from pykcm._binding import lib
+from pykcm.selftest import versions
+from pykcm.selftest.check import Failure, Group, Skip, code
 from pykcm.selftest.lab import DGRAM, FRAGMENTS, SEQPACKET, SOON, Lab, patterned
 
 _SPLICE_F_NONBLOCK = 2  # include/linux/splice.h
@@ -143,6 +145,20 @@ def file_goes_out_of_a_seqpacket_socket(lab: Lab) -> None:
 def file_goes_out_whose_end_comes_early(lab: Lab) -> None:
     """sendfile of more than a file has sends what it has as a message on a SOCK_DGRAM socket."""
     _from_file(lab, DGRAM, 100)
+
+
+@GROUP.check(code("kcm_splice_eof"))
+def end_of_a_file_sends_those_held_back(lab: Lab) -> None:
+    """sendfile of more than a file has sends what MSG_BATCH held back before."""
+    if versions.running() < (6, 5):
+        raise Skip("kcm_splice_eof() came with 6.5")
+    kcm, _, far = lab.attached()
+    lab.calls.send(kcm.fileno(), [b"held back"], lib.MSG_BATCH)
+    with tempfile.TemporaryFile() as file:
+        file.write(b"a file")
+        file.flush()
+        lab.expect("sendfile", lab.calls.send_file(kcm.fileno(), file.fileno(), 100), 6)
+    lab.streamed(far, b"held back")
 
 
 @GROUP.check(code("kcm_sendmsg, skb_splice_from_iter, head->truesize"))
