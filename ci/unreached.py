@@ -6,24 +6,28 @@ import re
 
 from ci.coverage import Line
 
-ASSERTION = "an assertion, which only a bug of the kernel's own would make fail"
-AFTER_ASSERTION = "what follows an assertion that failed"
-BOOT = "the kernel lacks memory while KCM is loaded or a namespace is made"
-RACE = (
-    "takes another CPU between two lines of the kernel's own, where nothing can be held; the stress "
-    "gets there at times"
-)
-REFERENCED = "a TCP socket without its struct sock: who calls holds its file, so that it has one"
-GENERAL = "for users of the stream parser other than KCM"
-EXPLICIT = "a callback that KCM does not give or TCP does not lack"
-FRAG_LIST = "a received segment that has a frag_list: TCP makes none of what comes over loopback"
-ONLY_ATOMIC = "an allocation that is reached only after the one before it, which the check lets fail"
-HARD = "an error of kcm_write_msgs(), which returns one only after an assertion that failed"
+ASSERTION = "an assertion: only a bug of the kernel's own makes it fail"
+AFTER = "what follows an assertion that failed, or an error that nothing returns"
+BOOT = "memory is lacking while KCM is loaded or a network namespace is made"
+RACE = "another CPU has to come between two lines; the stress gets there at times"
+REFERENCED = "a socket without its struct sock: whoever calls holds its file, so it has one"
+OTHERS = "for users of the stream parser that are not KCM on TCP"
+FRAG_LIST = "a received segment with a frag_list: TCP makes none over loopback"
+SECOND = "a second allocation, when the one before it has not failed"
 
 # A function's name and the line's text, each a pattern for all of it; the first that fits counts.
 REASONS: tuple[tuple[str, str, str], ...] = (
     (r".*", r".*WARN_ON(_ONCE)?\(.*", ASSERTION),
-    (r"kcm_init|kcm_proc_init_net|strp_dev_init|kcm_init_net", r".*", BOOT),
+    (r"kcm_init|kcm_proc_init_net|strp_dev_init", r".*", BOOT),
+    # kcmsock.c
+    (r"kcm_attach|kcm_unattach_ioctl", r"if \(!csk\).*", REFERENCED),
+    (r"kcm_release", r"if \(!sk\)", REFERENCED),
+    # strparser.c
+    (r"strp_process|__strp_unpause|default_read_sock_done", r".*", OTHERS),
+    (r"strp_init", r".*", OTHERS),
+    (r"strp_peek_len", r".*", OTHERS),
+    (r"strp_abort_strp", r"if \(strp->sk\).*", OTHERS),
+    (r"strp_read_sock", r".*", OTHERS),
 )
 
 

@@ -590,6 +590,7 @@ MUTATIONS: tuple[Mutation, ...] = (
                 "get_other_level_is_enoprotoopt",
                 "get_bad_length_pointer_is_efault",
                 "get_bad_pointer_is_efault",
+                "get_length_that_is_read_only_is_efault",
             ),
             "receive.bad_buffer_is_efault",
             "transmit.bad_buffer_is_efault",
@@ -783,6 +784,7 @@ MUTATIONS: tuple[Mutation, ...] = (
             *_of(
                 "delineation",
                 "negative_result_is_posted",
+                "estrpipe_in_a_message_is_enodata",
                 "program_may_limit_the_size",
                 "length_over_the_receive_buffer_is_emsgsize",
                 "length_below_the_header_is_eproto",
@@ -813,7 +815,10 @@ MUTATIONS: tuple[Mutation, ...] = (
             ),
             *_of("receive", "long_message_is_received", "full_socket_holds_the_stream_back"),
             "faults.message_without_parser_memory",
-            "faults.rest_of_a_message_without_parser_memory",
+            *_of("faults", "early_message_without_parser_memory"),
+            *_of("faults", "rest_of_a_message_without_parser_memory"),
+            *_of("faults", "bytes_sent_again_without_parser_memory"),
+            *_of("faults", "bytes_sent_again_without_memory_to_move"),
         ),
     ),
     Mutation(
@@ -919,6 +924,8 @@ MUTATIONS: tuple[Mutation, ...] = (
             *_of("transmit", "message_is_written", "super_message_arrives_as_its_messages"),
             *_of("transmit", "long_messages_are_written", "message_goes_on_when_there_is_room"),
             *_of("faults", "send_that_waits_for_memory", "long_send_without_memory"),
+            "faults.send_without_pages",
+            "errors.first_part_that_faults_opens_no_seqpacket",
         ),
     ),
     Mutation(
@@ -969,6 +976,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         _SendsToNobody,
         (
             "transmit.message_waits_for_a_connection",
+            "transmit.batch_waits_for_a_connection",
             "transmit.unsent_bytes_can_be_asked_for",
             "statistics.unsent_messages_are_counted",
         ),
@@ -1158,7 +1166,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "SIOCKCMATTACH makes another descriptor of the connection",
         _mutant(attach=_attach_duplicating),
-        _of("resources", "no_connection_is_left"),
+        (
+            "resources.no_connection_is_left",
+            "unattach.reserved_connection_is_let_go_by_a_closed_socket",
+        ),
     ),
     Mutation(
         "a program never goes",

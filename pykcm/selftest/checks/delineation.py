@@ -286,7 +286,7 @@ _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_WINDOW = 19, 20, 21,
 _RECV_QUEUE, _SEND_QUEUE = 1, 2
 
 
-def _sent_again(lab: Lab, far: socket.socket, back: int) -> socket.socket:
+def sent_again(lab: Lab, far: socket.socket, back: int) -> socket.socket:
     """The end of a connection made anew, which has so many bytes fewer sent than it had."""
     again = socket.socket(far.family, socket.SOCK_STREAM)
     lab.keep(again)
@@ -327,6 +327,31 @@ def bytes_sent_again_are_taken_once(lab: Lab) -> None:
     message = framed(bytes(range(100)))
     lab.calls.tcp_send(far, message[:40])
     lab.consumed(near, far)
-    again = _sent_again(lab, far, 15)
+    again = sent_again(lab, far, 15)
     lab.calls.tcp_send(again, message[25:])
     lab.received(kcm, [message])
+
+
+_STRPIPE = f"""
+    r0 = *(u32 *)(r1 + 0)  ; the length so far
+    if r0 > 2 goto +2
+    r0 = 0
+    exit
+    r0 = {-errno.ESTRPIPE}
+    exit
+"""
+
+
+@GROUP.check(code("__strp_recv, ESTRPIPE: unrecov_intr", _STRPARSER))
+def estrpipe_in_a_message_is_enodata(lab: Lab) -> None:
+    """-ESTRPIPE of a program is posted, but in a message that was begun it is ENODATA."""
+    program = lab.program(_STRPIPE)
+    kcm, near, far = lab.attached(program)
+    lab.calls.tcp_send(far, b"begun")
+    lab.posted(near, errno.ESTRPIPE)
+    near, far = lab.tcp()
+    lab.attach(kcm, near, program)
+    lab.calls.tcp_send(far, b"be")
+    lab.consumed(near, far)
+    lab.calls.tcp_send(far, b"gun")
+    lab.posted(near, errno.ENODATA)

@@ -28,9 +28,9 @@ def is_off_at_first(lab: Lab) -> None:
 
 @GROUP.check(_DISABLE)
 def can_be_set_and_read(lab: Lab) -> None:
-    """What is set is what is read."""
+    """What is set is what is read, also when it is set twice."""
     kcm = lab.kcm()
-    for value in (1, 0, 1):
+    for value in (0, 1, 1, 0, 0, 1):
         lab.set_receive_disabled(kcm, value)
         lab.expect("KCM_RECV_DISABLE", lab.receive_disabled(kcm), value)
 

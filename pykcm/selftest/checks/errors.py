@@ -31,13 +31,13 @@ def message_that_faults_is_not_sent(lab: Lab) -> None:
 
 @GROUP.check(code("kcm_sendmsg, out_error, frag_list"))
 def long_message_that_faults_is_not_sent(lab: Lab) -> None:
-    """The same of a message of more than a socket buffer's fragments hold, and of just so much."""
+    """The same of a message of more than a socket buffer's fragments hold, and of just so many."""
     kcm, _, far = lab.attached()
     try:  # what failed stays counted on many kernels, and must not fill the socket
         kcm.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 16 << 20)
     except PermissionError:
         raise Skip("no large send buffer can be set; it requires root") from None
-    for size in (FRAGMENTS, FRAGMENTS + _TWO_FRAGMENTS):
+    for size in (FRAGMENTS, FRAGMENTS + _TWO_FRAGMENTS, 2 * FRAGMENTS):
         arguments = kcm.fileno(), bytes(size)
         lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
     message = patterned(FRAGMENTS + _TWO_FRAGMENTS)
@@ -71,6 +71,18 @@ def part_that_faults_leaves_a_seqpacket_open(lab: Lab) -> None:
     lab.unsent(far)
     lab.calls.send(kcm.fileno(), [b"ended"], socket.MSG_EOR)
     lab.streamed(far, b"begun, " + part[:size] + b"ended")
+
+
+@GROUP.check(code("kcm_sendmsg, out_error: head != kcm->seq_skb"))
+def first_part_that_faults_opens_no_seqpacket(lab: Lab) -> None:
+    """A SOCK_SEQPACKET part that can't be read begins no message."""
+    kcm, _, far = lab.attached(kind=SEQPACKET)
+    for size in (0, 10):
+        arguments = kcm.fileno(), bytes(size), socket.MSG_EOR
+        lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
+    lab.calls.send(kcm.fileno(), [b"the next one"], socket.MSG_EOR)
+    lab.streamed(far, b"the next one")
+    lab.unsent(far)
 
 
 @GROUP.check(code("kcm_write_msgs, nr_frags; kcm_sendmsg, frag_prev"))

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from pykcm.selftest.calls import name_of
 from pykcm.selftest.check import Failure, Group, code
+from pykcm.selftest.checks.delineation import sent_again
 from pykcm.selftest.lab import FRAGMENTS, NUMBERED, Lab, patterned
 
 T = TypeVar("T")
@@ -172,7 +173,7 @@ def send_that_waits_for_memory(lab: Lab) -> None:
     _each_allocation(lab, "send that waits", turn)
 
 
-@GROUP.check(code("kcm_sendmsg, frag_list, wait_for_memory"), alone=True)
+@GROUP.check(code("kcm_sendmsg, frag_list, wait_for_memory"), 180, alone=True)
 def long_send_without_memory(lab: Lab) -> None:
     """A message of many socket buffers is sent whole, or not at all, whichever of them can't be."""
     message = patterned(FRAGMENTS + 40_000)
@@ -190,36 +191,87 @@ def long_send_without_memory(lab: Lab) -> None:
     _each_allocation(lab, "send of a long message", turn)
 
 
+@GROUP.check(code("kcm_sendmsg, sk_page_frag_refill; sk_stream_wait_memory"), alone=True)
+def send_without_pages(lab: Lab) -> None:
+    """A send that may wait and gets no page at first, neither many nor one, is made whole."""
+    kcm, _, far = lab.attached(lab.fixed(4))
+    message = patterned(100_000)
+    with lab.calls.failing_inside("kcm_sendmsg", 2, pages=True) as failed:
+        lab.calls.send(kcm.fileno(), [message])
+        lab.expect("two allocations have failed", failed(), True)
+    lab.streamed(far, message)
+
+
 _STRPARSER = "net/strparser/strparser.c"
 
 
-def _without_parser_memory(lab: Lab, before: list[bytes], after: list[bytes]) -> None:
-    """Have the parser lack memory once after some messages, and all be received nevertheless.
-
-    Args:
-        before, after: what is sent before and after that, in pieces.
-    """
-    lab.isolate()
-    kcm, near, far = lab.attached(lab.fixed(100))
-    lab.calls.tcp_send(far, b"".join(before))
-    lab.consumed(near, far)
-    with lab.calls.failing_inside("__strp_recv") as failed:
-        for piece in after:
-            lab.calls.tcp_send(far, piece)
+def _lacking(lab: Lab, function: str, send: Callable[[], None]) -> None:
+    """Have a function that the parser calls lack memory once while something is sent."""
+    with lab.calls.failing_inside(function) as failed:
+        send()
         lab.eventually("the allocation has failed", failed, True)
-    data = b"".join(before + after)
-    lab.received(kcm, [data[start : start + 100] for start in range(0, len(data), 100)])
+
+
+def _counted(lab: Lab, kcm: socket.socket, near: socket.socket) -> None:
+    """Fail unless just one want of the parser's was counted."""
     lab.unattach(kcm, near)
     lab.expect("RX-MemFail", lab.total("Psock RX-MemFail"), 1)
 
 
-@GROUP.check(code("__strp_recv, skb_clone", _STRPARSER), alone=True)
+@GROUP.check(code("strp_data_ready, ENOMEM; __strp_recv, skb_clone", _STRPARSER), alone=True)
 def message_without_parser_memory(lab: Lab) -> None:
     """A message for which the stream parser lacks memory comes when there is some."""
-    _without_parser_memory(lab, [], [NUMBERED[1]])
+    lab.isolate()
+    kcm, near, far = lab.attached(lab.fixed(100))
+    _lacking(lab, "__strp_recv", lambda: lab.calls.tcp_send(far, NUMBERED[1]))
+    lab.received(kcm, [NUMBERED[1]])
+    _counted(lab, kcm, near)
+
+
+@GROUP.check(code("do_strp_work, ENOMEM", _STRPARSER), alone=True)
+def early_message_without_parser_memory(lab: Lab) -> None:
+    """So does one that was there before the connection was attached."""
+    lab.isolate()
+    program = lab.fixed(100)
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    lab.calls.tcp_send(far, NUMBERED[1])
+    _lacking(lab, "__strp_recv", lambda: lab.attach(kcm, near, program))
+    lab.received(kcm, [NUMBERED[1]])
+    _counted(lab, kcm, near)
 
 
 @GROUP.check(code("__strp_recv, skb_unclone", _STRPARSER), alone=True)
 def rest_of_a_message_without_parser_memory(lab: Lab) -> None:
     """So does one whose beginning came in the same segment as the end of another one."""
-    _without_parser_memory(lab, [NUMBERED[1] + NUMBERED[2][:50]], [NUMBERED[2][50:]])
+    lab.isolate()
+    kcm, near, far = lab.attached(lab.fixed(100))
+    lab.calls.tcp_send(far, NUMBERED[1] + NUMBERED[2][:50])
+    lab.consumed(near, far)
+    _lacking(lab, "__strp_recv", lambda: lab.calls.tcp_send(far, NUMBERED[2][50:]))
+    lab.received(kcm, NUMBERED[1:3])
+    _counted(lab, kcm, near)
+
+
+def _again_without_memory(lab: Lab, function: str) -> None:
+    lab.isolate()
+    kcm, near, far = lab.attached(lab.fixed(100))
+    message = NUMBERED[1]
+    lab.calls.tcp_send(far, message[:40])
+    lab.consumed(near, far)
+    again = sent_again(lab, far, 15)
+    _lacking(lab, function, lambda: lab.calls.tcp_send(again, message[25:]))
+    lab.received(kcm, [message])
+    _counted(lab, kcm, near)
+
+
+@GROUP.check(code("__strp_recv, skb_clone of a non-zero offset", _STRPARSER), alone=True)
+def bytes_sent_again_without_parser_memory(lab: Lab) -> None:
+    """So does one of which bytes come twice, if there is no memory for their segment."""
+    _again_without_memory(lab, "__strp_recv")
+
+
+@GROUP.check(code("__strp_recv, pskb_pull", _STRPARSER), alone=True)
+def bytes_sent_again_without_memory_to_move(lab: Lab) -> None:
+    """So does one of which bytes come twice, if there is no memory to take them off."""
+    _again_without_memory(lab, "__pskb_pull_tail")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import select
+import socket
 import threading
 
 from pykcm._binding import lib
 from pykcm.selftest.calls import name_of
 from pykcm.selftest.check import Group, code, rst
 from pykcm.selftest.holding import held
-from pykcm.selftest.lab import SOON, Lab, framed
+from pykcm.selftest.lab import SOON, Lab, framed, patterned
 
 GROUP = Group("unattach", "SIOCKCMUNATTACH gives a TCP connection back")
 
@@ -176,3 +178,21 @@ def second_at_the_same_time_is_ealready(lab: Lab) -> None:
     for thread in both:
         thread.join(lab.patience)
     lab.expect("errno of both", seen, [name_of(errno.EALREADY), name_of(0)])
+
+
+@GROUP.check(code("kcm_write_msgs, tx_stopped; kcm_release, disable_work_sync"))
+def reserved_connection_is_let_go_by_a_closed_socket(lab: Lab) -> None:
+    """A connection unattached in the middle of a message whose socket is closed then is let go."""
+    kcm, near, far = lab.attached()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    lab.calls.send(kcm.fileno(), [patterned(200_000)])
+    lab.expect("some of the message is unsent", lab.unsent_bytes(kcm) > 0, True)
+    # What goes on with the message waits for the socket's lock, and may come after the closing.
+    with held(kcm.fileno(), 10, 0, lab.patience):
+        lab.unattach(kcm, near)
+        lab.calls.close(kcm)
+    lab.calls.close(near)
+    lab.stream(far, 1 << 20)
+    ended = lab.calls.poll(far.fileno(), select.POLLRDHUP, 0) & select.POLLRDHUP
+    lab.expect("the connection has ended", bool(ended), True)
