@@ -17,8 +17,8 @@ NOT_ACCOUNTED = "KCM's memory is not accounted, so that there is always some"
 NOT_AVAILABLE = "a connection is free only when no socket waits for one"
 NO_ERROR = "an error that the function called does not return here"
 MACRO = (
-    "a way that the compiler leaves beside the real ones, of a macro, an inlined function or a test "
-    "made twice, and that nothing takes"
+    "a way that the compiler leaves beside the real ones, of a macro, an inlined function or a "
+    "test made twice, and that nothing takes"
 )
 
 # A function's name and the line's text, each a pattern for all of it; the first that fits counts.
