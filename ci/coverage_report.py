@@ -8,11 +8,14 @@ from typing import Any
 from ci.coverage import File, Line, Share
 from ci.unreached import reason
 
+NO_REASON = "**no check does yet**"
+LEGEND = """\
+By function: 12-15 are lines that did not run, 20: 3/4 is one that went 3 of its 4 ways."""
 INTRODUCTION = """\
 # What of KCM the checks reach
 
-Written by `make debug`, which runs `kcm selftest`, its stress and some of the kernel tests on a
-kernel of Debian's source ({kernel}) with KASAN, lockdep, kmemleak, UBSAN, fault injection and gcov.
+Written by `make debug`, which runs `kcm selftest`, its stress and some of the kernel tests on
+Debian's kernel {kernel}, built with KASAN, lockdep, kmemleak, UBSAN, fault injection and gcov.
 The percentages are those of gcov: of the lines that have code, and of the ways that branches can
 go. What gcov counts as a branch includes what the compiler made of macros, assertions among them.
 """
@@ -81,11 +84,11 @@ def document(
         if function.lines.percent < 100 or function.branches.percent < 100
     ]
     lines += table(rows, ["function", "lines", "branches"])
-    lines += ["## What is not reached, and why", ""]
+    lines += ["## What is not reached, and why", "", LEGEND, ""]
     for file in files:
         lines += [f"### {file.name}", ""]
-        for why, places in by_reason(file).items():
-            lines += [f"- {why}: {', '.join(map(place, places))}"]
+        for why, unreached in by_reason(file).items():
+            lines += [f"- {why[0].upper()}{why[1:]}. {places(file, unreached)}"]
         lines += [""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -94,15 +97,34 @@ def by_reason(file: File) -> dict[str, list[Line]]:
     """What is not reached of a file, by the reasons; what has none comes first."""
     found: dict[str, list[Line]] = {}
     for line in file.unreached():
-        found.setdefault(reason(file.name, line) or "**no check does yet**", []).append(line)
-    return dict(sorted(found.items(), key=lambda item: not item[0].startswith("**")))
+        found.setdefault(reason(file.name, line) or NO_REASON, []).append(line)
+    return dict(sorted(found.items(), key=lambda item: item[0] != NO_REASON))
 
 
 def part(share: Share) -> str:
     return f"{share.reached} of {share.total}" if share.total else "none"
 
 
-def place(line: Line) -> str:
-    """Where it is, and how much of it."""
-    ways = f" ({sum(1 for way in line.ways if way)} of {len(line.ways)} ways)" if line.count else ""
-    return f"`{line.function}` {line.number}{ways}"
+def places(file: File, lines: Sequence[Line]) -> str:
+    """Where they are, by function, as LEGEND says."""
+    order = {line.number: place for place, line in enumerate(file.lines)}
+    spans: list[list[Line]] = []
+    for line in lines:
+        before = spans[-1][-1] if spans else None
+        follows = before and order[line.number] == order[before.number] + 1
+        if (
+            before
+            and follows
+            and before.function == line.function
+            and not line.count + before.count
+        ):
+            spans[-1].append(line)
+        else:
+            spans.append([line])
+    functions: dict[str, list[str]] = {}
+    for first, *rest in spans:
+        text = f"{first.number}-{rest[-1].number}" if rest else f"{first.number}"
+        if first.count:
+            text += f": {sum(1 for way in first.ways if way)}/{len(first.ways)}"
+        functions.setdefault(first.function, []).append(text)
+    return "; ".join(f"`{function}` {', '.join(texts)}" for function, texts in functions.items())

@@ -62,6 +62,10 @@ REASONS: tuple[tuple[str, str, str], ...] = (
     (r"kcm_attach", r"if \(err\) \{|write_unlock_bh.*|kmem_cache_free.*", NO_ERROR),
     (r"kcm_unattach", r"write_unlock_bh.*|release_sock.*|return;", AFTER),
     (r"kcm_unattach", r"if \(!psock->tx_kcm\) \{|goto no_reserved;", RACE),
+    # kcmproc.c
+    (r"kcm_format_sock", r"if \(kcm->\w+\)", MACRO),
+    (r"kcm_format_psock", r"if \(!psock->strp\.paused .*", MACRO),
+    (r"kcm_format_psock", r"if \(psock->(done|strp\.paused|ready_rx_msg)\)", RACE),
     # strparser.c
     (r"strp_process|__strp_unpause|default_read_sock_done|strp_init|strp_peek_len", r".*", OTHERS),
     (r"strp_abort_strp", r"if \(strp->sk\).*", OTHERS),

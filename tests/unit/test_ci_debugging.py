@@ -66,8 +66,8 @@ def test_page_has_each_place_with_its_reason_or_says_that_there_is_none() -> Non
     phases = [{"name": "selftest", "seconds": 7}]
     page = document("6.12.1-1", phases, {"selftest": [counted()]})
     assert "| selftest | 7 | net/kcm/kcmsock.c | 60.0 % | 75.0 % |" in page
-    assert f"- {ASSERTION}: `reached` 3 (1 of 2 ways)" in page
-    assert "- **no check does yet**: `never` 7, `never` 9" in page
+    assert f"{ASSERTION[1:]}. `reached` 3: 1/2" in page
+    assert "- **no check does yet**. `never` 7-9" in page
     assert "| `never` | 0 of 2 | none |" in page
 
 
