@@ -332,8 +332,9 @@ def bytes_sent_again_are_taken_once(lab: Lab) -> None:
     lab.received(kcm, [message])
 
 
+# It asks for more than two bytes, by the segment's length.
 _STRPIPE = f"""
-    r0 = *(u32 *)(r1 + 0)  ; the length so far
+    r0 = *(u32 *)(r1 + 0)
     if r0 > 2 goto +2
     r0 = 0
     exit
