@@ -34,7 +34,7 @@ DOCUMENT = ROOT / "docs" / "coverage.md"
 MEMORY = "2048"  # KASAN needs an eighth of it beside what there is
 TIMEOUT = 3600  # seconds, boot included
 
-# Kernel tests that use KCM in other ways than the selftest does. Emulated and with KASAN a kernel is
+# Kernel tests that use KCM in other ways than the selftest does. With KASAN an emulated kernel is
 # several times slower than a stock one, too slow for all of them.
 TESTS = (
     "test_defects_transports",
