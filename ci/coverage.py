@@ -109,6 +109,23 @@ def save(target: Path) -> None:
         file.write_bytes(data)
 
 
+def add(directory: Path, other: Path) -> None:
+    """Add the counts that another run saved to those of a directory.
+
+    Raises:
+        KernelUnavailableError: they are of another build, or can't be read.
+    """
+    both = directory.with_name(f"{directory.name}.both")
+    command = ["gcov-tool", "merge", "--output", str(both), str(directory), str(other)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        said = (result.stderr.strip().splitlines() or ["it said nothing"])[0]
+        raise KernelUnavailableError(f"the counts of two runs can't be added: {said}")
+    for file in both.iterdir():
+        file.replace(directory / file.name)
+    both.rmdir()
+
+
 def read(directory: Path) -> list[File]:
     """What the counts that were saved in a directory say.
 

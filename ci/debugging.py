@@ -30,6 +30,8 @@ from ci.output import say
 from ci.testing import KERNEL_TESTS, REPORTS
 
 TARGET = REPORTS / "debug"
+COUNTS = "coverage"  # in TARGET, a directory for each phase
+EARLIER = REPORTS / "debug-before"  # the counts of an earlier run, for --add
 DOCUMENT = ROOT / "docs" / "coverage.md"
 MEMORY = "2048"  # KASAN needs an eighth of it beside what there is
 TIMEOUT = 3600  # seconds, boot included
@@ -102,6 +104,10 @@ def commands(stress: float, seed: int, tests: list[str], filtered: str) -> dict[
 
 def boot(directory: Path, cpus: int, todo: dict[str, list[str]]) -> int:
     """Run these commands in a guest; ci/vm's exit status."""
+    shutil.rmtree(EARLIER, ignore_errors=True)
+    # The last phase has what those before it reached.
+    if before := sorted((TARGET / COUNTS).glob("*"), key=lambda path: path.stat().st_mtime):
+        before[-1].rename(EARLIER)
     shutil.rmtree(TARGET, ignore_errors=True)
     TARGET.mkdir(parents=True)
     command = ["ci/vm", "--kernel", str(directory), "--memory", MEMORY, "--timeout", str(TIMEOUT)]
@@ -111,8 +117,12 @@ def boot(directory: Path, cpus: int, todo: dict[str, list[str]]) -> int:
     return subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False).returncode
 
 
-def read(kernel: str, counted: bool) -> Result:
+def read(kernel: str, counted: bool, adding: bool = False) -> Result:
     """What a run left in TARGET.
+
+    Args:
+        counted: the kernel counted what was executed.
+        adding: add what the run before it counted.
 
     Raises:
         KernelUnavailableError: it did not get so far.
@@ -121,11 +131,11 @@ def read(kernel: str, counted: bool) -> Result:
         phases = json.loads((TARGET / "phases.json").read_text(encoding="utf-8"))
         text = TARGET / "kmemleak"
         found = leaks(text.read_text(encoding="utf-8")) if text.exists() else []
-        saved = {
-            phase["name"]: coverage.read(TARGET / "coverage" / phase["name"])
-            for phase in phases
-            if counted
-        }
+        places = [TARGET / COUNTS / phase["name"] for phase in phases if counted]
+        for place in places:
+            if adding and EARLIER.exists():
+                coverage.add(place, EARLIER)
+        saved = {place.name: coverage.read(place) for place in places}
     except (OSError, ValueError) as error:
         raise KernelUnavailableError(f"the guest left no readable result: {error}") from None
     return Result(kernel, phases, found, saved)
@@ -175,6 +185,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the stress")
     parser.add_argument("--filter", default="", help="of the selftest's checks, as kcm selftest's")
     parser.add_argument("--cpus", type=int, default=min(os.cpu_count() or 1, 2))
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="add the counts of the run before: what takes a race is not reached each time",
+    )
     parser.add_argument("--no-tests", action="store_true", help="only the selftest and its stress")
     parser.add_argument(
         "tests",
@@ -194,7 +209,7 @@ def main() -> int:
         status = boot(directory, arguments.cpus, todo)
         if status == GUEST_FAILED:
             return status
-        result = read(building.source(), counted=not arguments.kcsan)
+        result = read(building.source(), counted=not arguments.kcsan, adding=arguments.add)
     except KernelUnavailableError as reason:
         print(f"debug: {reason}", file=sys.stderr)
         return 1

@@ -88,6 +88,34 @@ def test_reason_is_of_code_that_is_there(rule: tuple[str, str, str]) -> None:
     assert any(re.fullmatch(text, line.strip()) for line in source.splitlines())
 
 
+COUNTED = "int main(int argc, char **argv) { return argc > 1 ? 2 : 0; }"
+
+
+@pytest.mark.skipif(not shutil.which("gcov-tool"), reason="there is no gcov-tool")
+def test_counts_of_two_runs_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "some/counted"
+    home = tmp_path / "build"
+    (home / "some").mkdir(parents=True)
+    source = home / f"{name}.c"
+    source.write_text(COUNTED)
+    for command in (["-c", "counted.c"], ["counted.o", "-o", "../program"]):
+        subprocess.run(["gcc", "--coverage", *command], cwd=home / "some", check=True)
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for arguments, run in enumerate(runs):
+        subprocess.run(["./program", *["x"] * arguments], cwd=home, check=False)
+        run.mkdir()
+        next(home.rglob("*.gcda")).rename(run / "counted.gcda")
+    monkeypatch.setattr(coverage, "SOURCE", home)
+    monkeypatch.setattr(coverage, "COVERED", (name,))
+    monkeypatch.setattr(coverage, "DEBUG", building.Flavour(home, ()))
+    (before,) = coverage.read(runs[0])
+    coverage.add(*runs)
+    (after,) = coverage.read(runs[0])
+    assert (before.branch_share.reached, after.branch_share.reached) == (1, 2)
+    with pytest.raises(KernelUnavailableError, match="can't be added"):
+        coverage.add(runs[0], tmp_path / "nothing")
+
+
 KMEMLEAK = """\
 unreferenced object 0xffff888004e5b800 (size 240):
   comm "python3", pid 71, jiffies 4294902183
