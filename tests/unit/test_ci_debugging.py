@@ -98,8 +98,8 @@ def test_counts_of_two_runs_are_added(tmp_path: Path, monkeypatch: pytest.Monkey
     (home / "some").mkdir(parents=True)
     source = home / f"{name}.c"
     source.write_text(COUNTED)
-    for command in (["-c", "counted.c"], ["counted.o", "-o", "../program"]):
-        subprocess.run(["gcc", "--coverage", *command], cwd=home / "some", check=True)
+    for command in (["-c", f"{name}.c", "-o", f"{name}.o"], [f"{name}.o", "-o", "program"]):
+        subprocess.run(["gcc", "--coverage", *command], cwd=home, check=True)
     runs = [tmp_path / "first", tmp_path / "second"]
     for arguments, run in enumerate(runs):
         subprocess.run(["./program", *["x"] * arguments], cwd=home, check=False)
