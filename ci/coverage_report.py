@@ -20,6 +20,11 @@ The percentages are those of gcov: of the lines that have code, and of the ways 
 go. What gcov counts as a branch includes what the compiler made of macros, assertions among them.
 """
 
+ADDED = (
+    "What an earlier run of the same build counted is added to the last phase: what takes a race is\n"
+    "not reached in each run.\n"
+)
+
 
 def summary(files: Sequence[File]) -> dict[str, Any]:
     """For a JSON document."""
@@ -61,15 +66,19 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> list[str]:
 
 
 def document(
-    kernel: str, phases: Sequence[Mapping[str, Any]], saved: Mapping[str, Sequence[File]]
+    kernel: str,
+    phases: Sequence[Mapping[str, Any]],
+    saved: Mapping[str, Sequence[File]],
+    added: bool = False,
 ) -> str:
     """The page.
 
     Args:
+        added: what an earlier run counted was added to the last phase.
         saved: the coverage after each phase; each has what those before it reached.
     """
     *_, files = saved.values()
-    lines = [INTRODUCTION.format(kernel=kernel)]
+    lines = [INTRODUCTION.format(kernel=kernel) + (ADDED if added else "")]
     rows = []
     for name, reached in saved.items():
         seconds = next(str(phase["seconds"]) for phase in phases if phase["name"] == name)

@@ -122,7 +122,7 @@ def read(kernel: str, counted: bool, adding: bool = False) -> Result:
 
     Args:
         counted: the kernel counted what was executed.
-        adding: add what the run before it counted.
+        adding: add what the run before it counted to what was there at the end.
 
     Raises:
         KernelUnavailableError: it did not get so far.
@@ -132,9 +132,8 @@ def read(kernel: str, counted: bool, adding: bool = False) -> Result:
         text = TARGET / "kmemleak"
         found = leaks(text.read_text(encoding="utf-8")) if text.exists() else []
         places = [TARGET / COUNTS / phase["name"] for phase in phases if counted]
-        for place in places:
-            if adding and EARLIER.exists():
-                coverage.add(place, EARLIER)
+        if adding and places and EARLIER.exists():
+            coverage.add(places[-1], EARLIER)
         saved = {place.name: coverage.read(place) for place in places}
     except (OSError, ValueError) as error:
         raise KernelUnavailableError(f"the guest left no readable result: {error}") from None
@@ -216,7 +215,7 @@ def main() -> int:
     whole = not (arguments.kcsan or arguments.filter or arguments.tests or arguments.no_tests)
     report = DOCUMENT if whole and len(result.phases) == len(todo) else REPORTS / DOCUMENT.name
     if result.coverage:
-        text = document(result.kernel, result.phases, result.coverage)
+        text = document(result.kernel, result.phases, result.coverage, arguments.add)
         report.write_text(text, encoding="utf-8")
     if arguments.json:
         say(as_json(result))
