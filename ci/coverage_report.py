@@ -21,8 +21,8 @@ go. What gcov counts as a branch includes what the compiler made of macros, asse
 """
 
 ADDED = (
-    "What an earlier run of the same build counted is added to the last phase: what takes a race is\n"
-    "not reached in each run.\n"
+    "What an earlier run of the same build counted is added to the last phase: what takes a race\n"
+    "is not reached in each run.\n"
 )
 
 
