@@ -25,6 +25,7 @@ GROUP = Group("faults", "Calls that lack memory, where the kernel has /proc/self
 _ALLOWED = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENFILE, errno.ENOBUFS, errno.EAGAIN})
 
 _MOST = 200
+_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
 
 
 class _Attempt:
@@ -177,6 +178,8 @@ def send_that_waits_for_memory(lab: Lab) -> None:
 def long_send_without_memory(lab: Lab) -> None:
     """A message for whose second socket buffer there is no memory at first is sent whole."""
     kcm, _, far = lab.attached(lab.fixed(4))
+    # Where the message is longer than this, it would wait until it was sent itself: for ever.
+    kcm.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 16 << 20)
     # This process has sent nothing before, so that its fragments are whole and the buffer is full.
     begun = patterned(FRAGMENTS)
     lab.calls.send(kcm.fileno(), [begun], socket.MSG_MORE)
