@@ -14,14 +14,14 @@ By function: 12-15 are lines that did not run, 20: 3/4 is one that went 3 of its
 INTRODUCTION = """\
 # What of KCM the checks reach
 
-Written by `make debug`, which runs `kcm selftest`, its stress and some of the kernel tests on
-Debian's kernel {kernel}, built with KASAN, lockdep, kmemleak, UBSAN, fault injection and gcov.
+Written by `make debug`, which runs what the first column names, one after the other, on Debian's
+kernel {kernel}, built with KASAN, lockdep, kmemleak, UBSAN, fault injection and gcov.
 The percentages are those of gcov: of the lines that have code, and of the ways that branches can
 go. What gcov counts as a branch includes what the compiler made of macros, assertions among them.
 """
 
 ADDED = (
-    "What an earlier run of the same build counted is added to the last phase: what takes a race\n"
+    "What earlier runs of the same build counted is added to the last phase: what takes a race\n"
     "is not reached in each run.\n"
 )
 
