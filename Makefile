@@ -6,7 +6,8 @@
 # which a kernel was built: docs/test-my-kernel.md.
 
 .POSIX:
-.PHONY: help demo test matrix peers hosts systemd mutants bench container shell man dist docs clean
+.PHONY: help demo test matrix peers hosts systemd mutants kernel debug bench container shell man dist
+.PHONY: docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): ## /    make \1 \t/p' Makefile | expand -t 24
@@ -34,6 +35,12 @@ hosts: ## replicas on three hosts, behind one Multiplexor and behind HAProxy
 
 mutants: ## bugs that KCM has had, put back one at a time, and what sees them
 	@ci/mutants $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
+
+kernel: ## a kernel with KASAN, lockdep, gcov and more; with KCSAN=1 the one with KCSAN
+	@ci/build-kernel $${KCSAN:+--kcsan} $(ARGS)
+
+debug: ## the selftest and tests on that kernel: faults, leaks, what of KCM is reached
+	@ci/debug $${KCSAN:+--kcsan} $(ARGS)
 
 container: ## the tests in a container
 	@ci/container $(ARGS)

@@ -14,12 +14,12 @@ import pytest
 
 def kernel_source() -> Path:
     """The tree of a kernel, for its tools."""
-    for place in (os.environ.get("PYKCM_KERNEL_SOURCE", ""), ".cache/linux"):
+    for place in (os.environ.get("PYKCM_KERNEL_SOURCE", ""), ".cache/linux-src"):
         if place and (Path(place) / "tools/testing/kunit").is_dir():
             return Path(place).absolute()
     pytest.skip(
-        "no kernel's source is here: unpack Debian's linux-source and set PYKCM_KERNEL_SOURCE "
-        "(docs/selftest.md says how)"
+        "no kernel's source is here: run `make kernel`, or unpack Debian's linux-source and set "
+        "PYKCM_KERNEL_SOURCE (docs/selftest.md says how)"
     )
 
 

@@ -610,6 +610,7 @@ MUTATIONS: tuple[Mutation, ...] = (
                 "get_other_level_is_enoprotoopt",
                 "get_bad_length_pointer_is_efault",
                 "get_bad_pointer_is_efault",
+                "get_length_that_is_read_only_is_efault",
             ),
             "receive.bad_buffer_is_efault",
             "transmit.bad_buffer_is_efault",
@@ -780,6 +781,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (
             *_of("unattach", "bad_descriptor_is_enoent", "not_attached_is_enoent"),
             "unattach.second_time_is_enoent",
+            "unattach.second_at_the_same_time_is_ealready",
             "faults.unattach_without_memory",
         ),
     ),
@@ -811,6 +813,7 @@ MUTATIONS: tuple[Mutation, ...] = (
             *_of(
                 "delineation",
                 "negative_result_is_posted",
+                "estrpipe_in_a_message_is_enodata",
                 "program_may_limit_the_size",
                 "length_over_the_receive_buffer_is_emsgsize",
                 "length_below_the_header_is_eproto",
@@ -836,9 +839,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         "a received message lacks its last byte",
         _mutant(receive=_receive_torn),
         (
-            "delineation.many_segments_make_one_message",
+            *_of(
+                "delineation", "many_segments_make_one_message", "bytes_sent_again_are_taken_once"
+            ),
             *_of("receive", "long_message_is_received", "full_socket_holds_the_stream_back"),
             "together.messages_can_be_moved_while_they_are_received",
+            "faults.message_without_parser_memory",
+            *_of("faults", "early_message_without_parser_memory"),
+            *_of("faults", "rest_of_a_message_without_parser_memory"),
+            *_of("faults", "bytes_sent_again_without_parser_memory"),
+            *_of("faults", "bytes_sent_again_without_memory_to_move"),
         ),
     ),
     Mutation(
@@ -940,12 +950,12 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a sent message lacks its last byte",
         _sending(lambda data, flags: (data[:-1], flags)),
-        _of(
-            "transmit",
-            "message_is_written",
-            "super_message_arrives_as_its_messages",
-            "long_messages_are_written",
-            "message_goes_on_when_there_is_room",
+        (
+            *_of("transmit", "message_is_written", "super_message_arrives_as_its_messages"),
+            *_of("transmit", "long_messages_are_written", "message_goes_on_when_there_is_room"),
+            *_of("faults", "send_that_waits_for_memory", "long_send_without_memory"),
+            "faults.send_without_pages",
+            "errors.first_part_that_faults_opens_no_seqpacket",
         ),
     ),
     Mutation(
@@ -970,7 +980,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "messages with MSG_BATCH are lost",
         _mutant(send=_send_no_batch),
-        _of("transmit", "last_of_a_batch_sends_all"),
+        (
+            "transmit.last_of_a_batch_sends_all",
+            "errors.message_that_faults_sends_those_held_back",
+            "splice.end_of_a_file_sends_those_held_back",
+        ),
     ),
     Mutation(
         "write leaves a message open",
@@ -1002,6 +1016,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         _SendsToNobody,
         (
             "transmit.message_waits_for_a_connection",
+            "transmit.batch_waits_for_a_connection",
             "transmit.unsent_bytes_can_be_asked_for",
             "statistics.unsent_messages_are_counted",
         ),
@@ -1042,6 +1057,9 @@ MUTATIONS: tuple[Mutation, ...] = (
             "pending_messages_are_moved",
             "pending_messages_wait_for_a_socket",
             "enabling_delivers_what_came_meanwhile",
+            "pending_messages_fill_another_socket",
+            "held_messages_fill_a_socket",
+            "ready_connections_fill_a_socket",
         ),
     ),
     Mutation(
@@ -1085,6 +1103,8 @@ MUTATIONS: tuple[Mutation, ...] = (
             "splice",
             "pipe_goes_out_of_a_dgram_socket",
             "file_goes_out_of_a_dgram_socket",
+            "long_file_goes_out",
+            "splice_goes_on_with_a_full_buffer",
             "file_goes_out_whose_end_comes_early",
         ),
     ),
@@ -1186,7 +1206,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "SIOCKCMATTACH makes another descriptor of the connection",
         _mutant(attach=_attach_duplicating),
-        _of("resources", "no_connection_is_left"),
+        (
+            "resources.no_connection_is_left",
+            "unattach.reserved_connection_is_let_go_by_a_closed_socket",
+        ),
     ),
     Mutation(
         "a program never goes",
@@ -1416,7 +1439,7 @@ REPAIRS: tuple[Mutation, ...] = (
     Mutation(
         "sendfile ends a SOCK_DGRAM message",
         _copying(0),
-        _of("splice", "file_goes_out_whose_end_comes_early"),
+        _of("splice", "file_goes_out_whose_end_comes_early", "splice_goes_on_with_a_full_buffer"),
     ),
     Mutation(
         "splice and sendfile end a SOCK_SEQPACKET message",

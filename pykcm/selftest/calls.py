@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import select
@@ -156,12 +157,15 @@ class Calls:
         Raises:
             Skip: this kernel has no fault injection, or this process may not set it.
         """
-        settings = [path / "ignore-gfp-wait" for path in _FAULT_INJECTION]
+        # Otherwise each is told of in the kernel's log, with a trace.
+        settings = [
+            path / name for path in _FAULT_INJECTION for name in ("verbose", "ignore-gfp-wait")
+        ]
         try:
             before = [path.read_text(encoding="ascii") for path in settings]
             os.close(os.open(_FAIL_NTH, os.O_RDWR))
             for path in settings:
-                path.write_text("N", encoding="ascii")
+                path.write_text("0", encoding="ascii")
         except OSError as error:
             raise Skip(f"there is no fault injection here: {error}") from None
         try:
@@ -191,6 +195,59 @@ class Calls:
         finally:
             os.close(fd)
         return left == 0, result
+
+    @contextlib.contextmanager
+    def failing_inside(
+        self, function: str, times: int = 1, *, pages: bool = False
+    ) -> Iterator[Callable[[], bool]]:
+        """Have the next allocations fail that a function of the kernel makes, whoever calls it.
+
+        Args:
+            times: how many.
+            pages: those of pages, not those of objects.
+
+        Yields:
+            What says whether they have failed.
+
+        Raises:
+            Skip: this kernel can't, or this process may not.
+        """
+        home = _FAULT_INJECTION[pages]
+        if not (home / "require-start").exists():
+            raise Skip("this kernel can't withhold memory from one of its functions")
+        first, last = self._addresses(function)
+        wanted = {
+            "require-start": f"{first:#x}",
+            "require-end": f"{last:#x}",
+            "ignore-gfp-wait": "N",
+            "interval": "1",
+            "verbose": "0",
+            "probability": "100",
+            "times": str(times),
+        }
+        if pages:
+            wanted["min-order"] = "0"
+        settings = {home / name: value for name, value in wanted.items()}
+        try:
+            before = {path: path.read_text(encoding="ascii") for path in settings}
+            for path, value in settings.items():
+                path.write_text(value, encoding="ascii")
+        except OSError as error:
+            raise Skip(f"no function's memory can be withheld here: {error}") from None
+        try:
+            yield lambda: (home / "times").read_text(encoding="ascii").strip() == "0"
+        finally:
+            for path, value in reversed(before.items()):
+                path.write_text(value, encoding="ascii")
+
+    def _addresses(self, function: str) -> tuple[int, int]:
+        """Where a function of the kernel begins and ends."""
+        lines = Path("/proc/kallsyms").read_text(encoding="ascii").splitlines()
+        places = sorted((int(line.split()[0], 16), line.split()[2]) for line in lines)
+        for (first, name), (last, _) in itertools.pairwise(places):
+            if name.partition(".")[0] == function and 0 < first < last:
+                return first, last
+        raise Skip(f"/proc/kallsyms does not say where {function} is")
 
     def free_memory(self) -> int:
         """What the kernel could still give away, in bytes."""

@@ -210,6 +210,14 @@ DEVIATIONS: tuple[Deviation, ...] = (
         _NO_SPLICE_SINCE,
     ),
     Deviation(
+        "splice.splice_goes_on_with_a_full_buffer",
+        "6.5-",
+        "splice waits for ever, or until a signal or SO_SNDTIMEO ends it",
+        "where the last of a socket buffer's fragments could be longer, kcm_sendmsg() begins no "
+        "other buffer; it takes EMSGSIZE of skb_splice_from_iter() for a want of memory",
+        _NO_SPLICE_SINCE,
+    ),
+    Deviation(
         "splice.file_goes_out_whose_end_comes_early",
         "5.10-",
         "the message stays open, and nothing is sent",

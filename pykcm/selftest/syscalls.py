@@ -19,18 +19,19 @@ BPF_PROG_TYPE_SOCKET_FILTER, BPF_PROG_TYPE_SCHED_CLS = 1, 3
 class _Numbers(NamedTuple):
     bpf: int
     delete_module: int
+    userfaultfd: int
 
 
 # Each architecture's asm/unistd.h, by uname -m.
 _NUMBERS = {
-    "x86_64": _Numbers(321, 176),
-    "i686": _Numbers(357, 129),
-    "armv7l": _Numbers(386, 129),
-    "ppc64le": _Numbers(361, 129),
-    "s390x": _Numbers(351, 129),
-    "aarch64": _Numbers(280, 106),
-    "riscv64": _Numbers(280, 106),
-    "loongarch64": _Numbers(280, 106),
+    "x86_64": _Numbers(321, 176, 323),
+    "i686": _Numbers(357, 129, 374),
+    "armv7l": _Numbers(386, 129, 388),
+    "ppc64le": _Numbers(361, 129, 364),
+    "s390x": _Numbers(351, 129, 355),
+    "aarch64": _Numbers(280, 106, 282),
+    "riscv64": _Numbers(280, 106, 282),
+    "loongarch64": _Numbers(280, 106, 282),
 }
 # What a process of 32 bits has on a machine of 64.
 _NARROW = {"x86_64": "i686", "aarch64": "armv7l", "armv8l": "armv7l", "i386": "i686"}
@@ -129,6 +130,15 @@ def remove_module(name: str) -> None:
         OSError: it is in use, or may not be removed.
     """
     libc("syscall", _numbers().delete_module, name.encode(), os.O_NONBLOCK)
+
+
+def userfaultfd(flags: int) -> int:
+    """The descriptor of a new userfaultfd(2).
+
+    Raises:
+        OSError: this kernel has none, or this process may not have one.
+    """
+    return libc("syscall", _numbers().userfaultfd, flags)
 
 
 def _numbers() -> _Numbers:

@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 
-from pykcm.selftest.check import Group, code, rst
+from pykcm.selftest.check import Group, Skip, code, rst
 from pykcm.selftest.lab import SOON, Lab, framed, patterned
 
 GROUP = Group("delineation", "The BPF program finds the messages in the TCP stream")
@@ -331,3 +331,80 @@ def nothing_is_sent_after_an_error(lab: Lab) -> None:
     lab.posted(near, errno.EMSGSIZE)
     lab.calls.send(kcm.fileno(), [b"for another connection"])
     lab.unsent(far)
+
+
+# include/uapi/linux/tcp.h
+_TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_WINDOW = 19, 20, 21, 29
+_RECV_QUEUE, _SEND_QUEUE = 1, 2
+
+
+def sent_again(lab: Lab, far: socket.socket, back: int) -> socket.socket:
+    """The end of a connection made anew, which has so many bytes fewer sent than it had."""
+    again = socket.socket(far.family, socket.SOCK_STREAM)
+    lab.keep(again)
+
+    def repair(tcp: socket.socket, option: int, value: int | bytes) -> None:
+        tcp.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def number(queue: int) -> int:
+        repair(far, _TCP_REPAIR_QUEUE, queue)
+        return far.getsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ) & 0xFFFFFFFF
+
+    try:
+        repair(far, _TCP_REPAIR, 1)
+    except PermissionError:
+        raise Skip("no end of a connection can be made anew; it requires root") from None
+    own, peer = far.getsockname(), far.getpeername()
+    received = number(_RECV_QUEUE)
+    numbers = {_SEND_QUEUE: number(_SEND_QUEUE) - back & 0xFFFFFFFF, _RECV_QUEUE: received}
+    far.close()
+    repair(again, _TCP_REPAIR, 1)
+    again.bind(own)
+    for queue, value in numbers.items():
+        repair(again, _TCP_REPAIR_QUEUE, queue)
+        repair(again, _TCP_QUEUE_SEQ, struct.pack("I", value))
+    again.connect(peer)
+    # It would not believe the other end, which has received more than it has sent.
+    window = struct.pack("5I", received, 0xFFFF, 0xFFFF, 0xFFFF, received)
+    repair(again, _TCP_REPAIR_WINDOW, window)
+    repair(again, _TCP_REPAIR, 0)
+    repair(again, socket.TCP_NODELAY, 1)
+    return again
+
+
+@GROUP.check(code('__strp_recv: "Getting data with a non-zero offset"', _STRPARSER))
+def bytes_sent_again_are_taken_once(lab: Lab) -> None:
+    """A segment that begins with bytes that came before is taken from the first new one on."""
+    kcm, near, far = lab.attached()
+    message = framed(bytes(range(100)))
+    lab.calls.tcp_send(far, message[:40])
+    lab.consumed(near, far)
+    again = sent_again(lab, far, 15)
+    lab.calls.tcp_send(again, message[25:])
+    lab.received(kcm, [message])
+
+
+# It asks for more than two bytes, by the segment's length.
+_STRPIPE = f"""
+    r0 = *(u32 *)(r1 + 0)
+    if r0 > 2 goto +2
+    r0 = 0
+    exit
+    r0 = {-errno.ESTRPIPE}
+    exit
+"""
+
+
+@GROUP.check(code("__strp_recv, ESTRPIPE: unrecov_intr", _STRPARSER))
+def estrpipe_in_a_message_is_enodata(lab: Lab) -> None:
+    """-ESTRPIPE of a program is posted, but in a message that was begun it is ENODATA."""
+    program = lab.program(_STRPIPE)
+    kcm, near, far = lab.attached(program)
+    lab.calls.tcp_send(far, b"begun")
+    lab.posted(near, errno.ESTRPIPE)
+    near, far = lab.tcp()
+    lab.attach(kcm, near, program)
+    lab.calls.tcp_send(far, b"be")
+    lab.consumed(near, far)
+    lab.calls.tcp_send(far, b"gun")
+    lab.posted(near, errno.ENODATA)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from pykcm.selftest.check import Group, code, rst
 from pykcm.selftest.lab import NUMBERED, Lab, framed
 
@@ -26,9 +28,9 @@ def is_off_at_first(lab: Lab) -> None:
 
 @GROUP.check(_DISABLE)
 def can_be_set_and_read(lab: Lab) -> None:
-    """What is set is what is read."""
+    """What is set is what is read, also when it is set twice."""
     kcm = lab.kcm()
-    for value in (1, 0, 1):
+    for value in (0, 1, 1, 0, 0, 1):
         lab.set_receive_disabled(kcm, value)
         lab.expect("KCM_RECV_DISABLE", lab.receive_disabled(kcm), value)
 
@@ -116,3 +118,65 @@ def enabling_delivers_what_came_meanwhile(lab: Lab) -> None:
     lab.silent(kcm)
     lab.set_receive_disabled(kcm, 0)
     lab.received(kcm, [b"first", b"12345", b"third"])
+
+
+def _filled(lab: Lab, room: int) -> tuple[list[socket.socket], list[bytes]]:
+    """Two sockets with room for a few messages, the second disabled; and what the first one has."""
+    lab.isolate()
+    kcm, _, far = lab.attached(lab.fixed(100))
+    sockets = [kcm, lab.clone(kcm)]
+    lab.set_receive_disabled(sockets[1], 1)
+    for sock in sockets:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    messages = NUMBERED[:100]
+    lab.calls.tcp_send(far, b"".join(messages))
+    wanted: tuple[str, ...] = ("RxPause", "RdyRx")
+    lab.eventually("the connection's status", lambda: lab.multiplexor().psocks[0].status, wanted)
+    return sockets, messages
+
+
+@GROUP.check(code('requeue_rx_msgs: "Should mean socket buffer full"'))
+def pending_messages_fill_another_socket(lab: Lab) -> None:
+    """What another socket has no room for waits, and is received once, when there is."""
+    (kcm, clone), messages = _filled(lab, 16_384)
+    clone.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    lab.set_receive_disabled(clone, 0)
+    lab.set_receive_disabled(kcm, 1)
+    lab.expect("messages of the first socket", lab.queued(kcm), 0)
+    queued = lab.queued(clone)
+    lab.expect("messages of the second socket", 0 < queued < 20, True)
+    lab.expect("all", sorted(lab.receive_rest([clone], len(messages))), messages)
+
+
+@GROUP.check(code("kcm_recv_enable, kcm_rcv_ready, rx_hold_queue"))
+def held_messages_fill_a_socket(lab: Lab) -> None:
+    """What an enabled socket has no room for goes on waiting, and comes in its order."""
+    (kcm, _), messages = _filled(lab, 16_384)
+    lab.set_receive_disabled(kcm, 1)
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    lab.set_receive_disabled(kcm, 0)
+    lab.expect("messages that it has at once", 0 < lab.queued(kcm) < 20, True)
+    lab.expect("all", lab.receive_rest([kcm], len(messages)), messages)
+
+
+@GROUP.check(code('kcm_rcv_ready: "Assuming buffer limit has been reached"'))
+def ready_connections_fill_a_socket(lab: Lab) -> None:
+    """Of many connections with a message ready, the rest are asked when there is room."""
+    lab.isolate()
+    program = lab.fixed(100)
+    kcm = lab.kcm()
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    lab.set_receive_disabled(kcm, 1)
+    messages = NUMBERED[:20]
+    for message in messages:
+        near, far = lab.tcp()
+        lab.attach(kcm, near, program)
+        lab.calls.tcp_send(far, message)
+    lab.eventually(
+        "connections with a message ready",
+        lambda: sum("RdyRx" in psock.status for psock in lab.multiplexor().psocks),
+        len(messages),
+    )
+    lab.set_receive_disabled(kcm, 0)
+    lab.expect("messages that it has at once", 0 < lab.queued(kcm) < len(messages), True)
+    lab.expect("all, sorted", sorted(lab.receive_rest([kcm], len(messages))), messages)

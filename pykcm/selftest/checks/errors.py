@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
+from pykcm._binding import lib
 from pykcm.selftest import versions
 from pykcm.selftest.check import Group, Skip, code
 from pykcm.selftest.lab import FRAGMENTS, SEQPACKET, Lab, framed, patterned
@@ -30,13 +31,13 @@ def message_that_faults_is_not_sent(lab: Lab) -> None:
 
 @GROUP.check(code("kcm_sendmsg, out_error, frag_list"))
 def long_message_that_faults_is_not_sent(lab: Lab) -> None:
-    """The same of a message of more than a socket buffer's fragments hold, and of just so much."""
+    """The same of a message of more than a socket buffer's fragments hold, and of just so many."""
     kcm, _, far = lab.attached()
     try:  # what failed stays counted on many kernels, and must not fill the socket
         kcm.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 16 << 20)
     except PermissionError:
         raise Skip("no large send buffer can be set; it requires root") from None
-    for size in (FRAGMENTS, FRAGMENTS + _TWO_FRAGMENTS):
+    for size in (FRAGMENTS, FRAGMENTS + _TWO_FRAGMENTS, 2 * FRAGMENTS):
         arguments = kcm.fileno(), bytes(size)
         lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
     message = patterned(FRAGMENTS + _TWO_FRAGMENTS)
@@ -72,6 +73,18 @@ def part_that_faults_leaves_a_seqpacket_open(lab: Lab) -> None:
     lab.streamed(far, b"begun, " + part[:size] + b"ended")
 
 
+@GROUP.check(code("kcm_sendmsg, out_error: head != kcm->seq_skb"))
+def first_part_that_faults_opens_no_seqpacket(lab: Lab) -> None:
+    """A SOCK_SEQPACKET part that can't be read begins no message."""
+    kcm, _, far = lab.attached(kind=SEQPACKET)
+    for size in (0, 10):
+        arguments = kcm.fileno(), bytes(size), socket.MSG_EOR
+        lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
+    lab.calls.send(kcm.fileno(), [b"the next one"], socket.MSG_EOR)
+    lab.streamed(far, b"the next one")
+    lab.unsent(far)
+
+
 @GROUP.check(code("kcm_write_msgs, nr_frags; kcm_sendmsg, frag_prev"))
 def message_that_faulted_at_its_last_fragment_can_be_ended(lab: Lab) -> None:
     """A SOCK_SEQPACKET message can be ended after a fault just where another fragment began."""
@@ -105,6 +118,17 @@ def messages_that_fault_leave_room(lab: Lab) -> None:
         lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, *arguments)
     lab.calls.send(kcm.fileno(), [b"taken"], socket.MSG_DONTWAIT)
     lab.streamed(far, b"taken")
+
+
+@GROUP.check(code("kcm_sendmsg, out_error; kcm_push"))
+def message_that_faults_sends_those_held_back(lab: Lab) -> None:
+    """What MSG_BATCH held back is sent when the message that would have sent it fails."""
+    kcm, _, far = lab.attached()
+    for message in (b"held ", b"back"):
+        lab.calls.send(kcm.fileno(), [message], lib.MSG_BATCH)
+    lab.refused("send", errno.EFAULT, lab.calls.send_and_fault, kcm.fileno(), b"failed")
+    lab.streamed(far, b"held back")
+    lab.unsent(far)
 
 
 @GROUP.check(code("kcm_recvmsg, skb_copy_datagram_msg"))

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from pykcm.selftest.calls import name_of
 from pykcm.selftest.check import Failure, Group, code
-from pykcm.selftest.lab import Lab
+from pykcm.selftest.checks.delineation import sent_again
+from pykcm.selftest.lab import FRAGMENTS, NUMBERED, Lab, patterned
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ GROUP = Group("faults", "Calls that lack memory, where the kernel has /proc/self
 _ALLOWED = frozenset({errno.ENOMEM, errno.EFAULT, errno.ENFILE, errno.ENOBUFS, errno.EAGAIN})
 
 _MOST = 200
+_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
 
 
 class _Attempt:
@@ -153,3 +155,122 @@ def send_without_memory(lab: Lab) -> None:
             own.streamed(far, b"next" if attempt.failed else message + b"next")
 
     _each_allocation(lab, "send", turn)
+
+
+@GROUP.check(code("kcm_sendmsg, sk_stream_wait_memory"), alone=True)
+def send_that_waits_for_memory(lab: Lab) -> None:
+    """A send that may wait goes on when there is memory again: nothing is missing or doubled."""
+    message = patterned(40_000)
+
+    def turn(attempt: _Attempt) -> None:
+        with lab.another() as own:
+            kcm = own.kcm()
+            attempt(lab.calls.send, kcm.fileno(), [message])
+            own.expect("the send failed", attempt.failed, False)
+            near, far = own.tcp()
+            own.attach(kcm, near, own.fixed(4))
+            own.streamed(far, message)
+
+    _each_allocation(lab, "send that waits", turn)
+
+
+@GROUP.check(code("kcm_sendmsg, frag_list, wait_for_memory"), alone=True)
+def long_send_without_memory(lab: Lab) -> None:
+    """A message for whose second socket buffer there is no memory at first is sent whole."""
+    kcm, _, far = lab.attached(lab.fixed(4))
+    # Where the message is longer than this, it would wait until it was sent itself: for ever.
+    kcm.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 16 << 20)
+    # This process has sent nothing before, so that its fragments are whole and the buffer is full.
+    begun = patterned(FRAGMENTS)
+    lab.calls.send(kcm.fileno(), [begun], socket.MSG_MORE)
+    with lab.calls.failing_inside("kcm_sendmsg") as failed:
+        lab.calls.send(kcm.fileno(), [b"ended"])
+        lab.expect("the allocation has failed", failed(), True)
+    lab.streamed(far, begun + b"ended")
+
+
+@GROUP.check(code("kcm_sendmsg, sk_page_frag_refill; sk_stream_wait_memory"), alone=True)
+def send_without_pages(lab: Lab) -> None:
+    """A send that may wait and gets no page at first, neither many nor one, is made whole."""
+    kcm, _, far = lab.attached(lab.fixed(4))
+    message = patterned(200_000)
+    # Those of the buffers themselves are among them.
+    with lab.calls.failing_inside("kcm_sendmsg", 8, pages=True) as failed:
+        lab.calls.send(kcm.fileno(), [message])
+        lab.expect("all these allocations have failed", failed(), True)
+    lab.streamed(far, message)
+
+
+_STRPARSER = "net/strparser/strparser.c"
+
+
+def _lacking(lab: Lab, function: str, send: Callable[[], None]) -> None:
+    """Have a function that the parser calls lack memory once while something is sent."""
+    with lab.calls.failing_inside(function) as failed:
+        send()
+        lab.eventually("the allocation has failed", failed, True)
+
+
+def _counted(lab: Lab, kcm: socket.socket, near: socket.socket) -> None:
+    """Fail unless just one want of the parser's was counted."""
+    lab.unattach(kcm, near)
+    lab.expect("RX-MemFail", lab.total("Psock RX-MemFail"), 1)
+
+
+@GROUP.check(code("strp_data_ready, ENOMEM; __strp_recv, skb_clone", _STRPARSER), alone=True)
+def message_without_parser_memory(lab: Lab) -> None:
+    """A message for which the stream parser lacks memory comes when there is some."""
+    lab.isolate()
+    kcm, near, far = lab.attached(lab.fixed(100))
+    _lacking(lab, "__strp_recv", lambda: lab.calls.tcp_send(far, NUMBERED[1]))
+    lab.received(kcm, [NUMBERED[1]])
+    _counted(lab, kcm, near)
+
+
+@GROUP.check(code("do_strp_work, ENOMEM", _STRPARSER), alone=True)
+def early_message_without_parser_memory(lab: Lab) -> None:
+    """So does one that was there before the connection was attached."""
+    lab.isolate()
+    program = lab.fixed(100)
+    kcm = lab.kcm()
+    near, far = lab.tcp()
+    lab.calls.tcp_send(far, NUMBERED[1])
+    _lacking(lab, "__strp_recv", lambda: lab.attach(kcm, near, program))
+    lab.received(kcm, [NUMBERED[1]])
+    _counted(lab, kcm, near)
+
+
+@GROUP.check(code("__strp_recv, skb_unclone", _STRPARSER), alone=True)
+def rest_of_a_message_without_parser_memory(lab: Lab) -> None:
+    """So does one whose beginning came in the same segment as the end of another one."""
+    lab.isolate()
+    kcm, near, far = lab.attached(lab.fixed(100))
+    lab.calls.tcp_send(far, NUMBERED[1] + NUMBERED[2][:50])
+    lab.consumed(near, far)
+    _lacking(lab, "__strp_recv", lambda: lab.calls.tcp_send(far, NUMBERED[2][50:]))
+    lab.received(kcm, NUMBERED[1:3])
+    _counted(lab, kcm, near)
+
+
+def _again_without_memory(lab: Lab, function: str) -> None:
+    lab.isolate()
+    kcm, near, far = lab.attached(lab.fixed(100))
+    message = NUMBERED[1]
+    lab.calls.tcp_send(far, message[:40])
+    lab.consumed(near, far)
+    again = sent_again(lab, far, 15)
+    _lacking(lab, function, lambda: lab.calls.tcp_send(again, message[25:]))
+    lab.received(kcm, [message])
+    _counted(lab, kcm, near)
+
+
+@GROUP.check(code("__strp_recv, skb_clone of a non-zero offset", _STRPARSER), alone=True)
+def bytes_sent_again_without_parser_memory(lab: Lab) -> None:
+    """So does one of which bytes come twice, if there is no memory for their segment."""
+    _again_without_memory(lab, "__strp_recv")
+
+
+@GROUP.check(code("__strp_recv, pskb_pull", _STRPARSER), alone=True)
+def bytes_sent_again_without_memory_to_move(lab: Lab) -> None:
+    """So does one of which bytes come twice, if there is no memory to take them off."""
+    _again_without_memory(lab, "__pskb_pull_tail")

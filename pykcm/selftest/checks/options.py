@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import socket
 import struct
 
@@ -88,6 +89,21 @@ def get_bad_length_pointer_is_efault(lab: Lab) -> None:
 def get_bad_pointer_is_efault(lab: Lab) -> None:
     """A value at an address that can't be written is EFAULT."""
     _get(lab, errno.EFAULT, lib.SOL_KCM, lib.KCM_RECV_DISABLE, 8, 4)
+
+
+@GROUP.check(code("kcm_getsockopt, put_user"))
+def get_length_that_is_read_only_is_efault(lab: Lab) -> None:
+    """A length that can be read but not written is EFAULT."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    length = ctypes.c_int.from_buffer(page)
+    length.value = 4
+    room = ctypes.create_string_buffer(4)
+    address = ctypes.addressof(length)
+    lab.calls.libc("mprotect", address, mmap.PAGESIZE, mmap.PROT_READ)
+    arguments = lib.SOL_KCM, lib.KCM_RECV_DISABLE, ctypes.addressof(room), address
+    lab.refused(
+        "getsockopt", errno.EFAULT, lab.calls.libc, "getsockopt", lab.kcm().fileno(), *arguments
+    )
 
 
 @GROUP.check(_GET)

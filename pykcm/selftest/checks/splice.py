@@ -10,8 +10,10 @@ import struct
 import tempfile
 import time
 
-from pykcm.selftest.check import Failure, Group, code
-from pykcm.selftest.lab import DGRAM, SEQPACKET, SOON, Lab
+from pykcm._binding import lib
+from pykcm.selftest import versions
+from pykcm.selftest.check import Failure, Group, Skip, code
+from pykcm.selftest.lab import DGRAM, FRAGMENTS, SEQPACKET, SOON, Lab, patterned
 
 _SPLICE_F_NONBLOCK = 2  # include/linux/splice.h
 
@@ -143,3 +145,47 @@ def file_goes_out_of_a_seqpacket_socket(lab: Lab) -> None:
 def file_goes_out_whose_end_comes_early(lab: Lab) -> None:
     """sendfile of more than a file has sends what it has as a message on a SOCK_DGRAM socket."""
     _from_file(lab, DGRAM, 100)
+
+
+@GROUP.check(code("kcm_splice_eof"))
+def end_of_a_file_sends_those_held_back(lab: Lab) -> None:
+    """sendfile of more than a file has sends what MSG_BATCH held back before."""
+    if versions.running() < (6, 5):
+        raise Skip("kcm_splice_eof() came with 6.5")
+    kcm, _, far = lab.attached()
+    lab.calls.send(kcm.fileno(), [b"held back"], lib.MSG_BATCH)
+    with tempfile.TemporaryFile() as file:
+        file.write(b"a file")
+        file.flush()
+        lab.expect("sendfile", lab.calls.send_file(kcm.fileno(), file.fileno(), 100), 6)
+    lab.streamed(far, b"held back")
+
+
+@GROUP.check(code("kcm_sendmsg, skb_splice_from_iter, head->truesize"))
+def long_file_goes_out(lab: Lab) -> None:
+    """sendfile of more pages than a socket buffer holds sends them as one message."""
+    kcm, _, far = lab.attached()
+    content = patterned(40 << 12)
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        seen = lab.calls.send_file(kcm.fileno(), file.fileno(), len(content))
+        lab.expect("sendfile", seen, len(content))
+    lab.streamed(far, content)
+
+
+@GROUP.check(code("kcm_sendmsg, skb_splice_from_iter, EMSGSIZE"))
+def splice_goes_on_with_a_full_buffer(lab: Lab) -> None:
+    """splice into a message whose socket buffer is just full does not wait for ever."""
+    kcm, _, far = lab.attached()
+    # This process has sent nothing before, so that its fragments are whole.
+    begun = patterned(FRAGMENTS - 1000)
+    lab.calls.send(kcm.fileno(), [begun], socket.MSG_MORE)
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))
+    reading, writing = lab.pipe()
+    os.write(writing, b"through a pipe")
+    try:
+        lab.expect("splice", lab.calls.splice(reading, kcm.fileno(), 14), 14)
+    except BlockingIOError:
+        raise Failure("splice\nexpected: 14\nseen: nothing in 1 s") from None
+    lab.streamed(far, begun + b"through a pipe")

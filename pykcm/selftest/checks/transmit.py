@@ -12,7 +12,7 @@ import time
 
 from pykcm._binding import lib
 from pykcm.selftest.check import Failure, Group, code, rst
-from pykcm.selftest.lab import FRAGMENTS, SEQPACKET, SOON, Lab, framed, patterned
+from pykcm.selftest.lab import DGRAM, FRAGMENTS, SEQPACKET, SOON, Lab, framed, patterned
 
 GROUP = Group("transmit", "send, sendmsg, sendmmsg, write, poll of a KCM socket")
 
@@ -143,11 +143,24 @@ def write_ends_a_seqpacket(lab: Lab) -> None:
 
 @GROUP.check(_SENDMSG)
 def empty_message_is_nothing(lab: Lab) -> None:
-    """A message of no bytes is taken, and nothing is sent."""
-    kcm, _, far = lab.attached()
-    lab.expect("what send returned", lab.calls.send(kcm.fileno(), [b""]), 0)
-    lab.calls.send(kcm.fileno(), [b"next"])
-    lab.streamed(far, b"next")
+    """A message or a part of no bytes is taken, and nothing is sent."""
+    for kind, end in ((DGRAM, 0), (SEQPACKET, socket.MSG_EOR)):
+        kcm, _, far = lab.attached(kind=kind)
+        lab.expect("what send returned", lab.calls.send(kcm.fileno(), [b""]), 0)
+        lab.calls.send(kcm.fileno(), [b"next"], end)
+        lab.streamed(far, b"next")
+
+
+@GROUP.check(code("reserve_psock, tx_wait"))
+def batch_waits_for_a_connection(lab: Lab) -> None:
+    """A batch that is ended while a message before it waits for a connection is sent after it."""
+    kcm = lab.kcm()
+    lab.calls.send(kcm.fileno(), [b"0"])
+    lab.calls.send(kcm.fileno(), [b"1"], lib.MSG_BATCH)
+    lab.calls.send(kcm.fileno(), [b"2"])
+    near, far = lab.tcp()
+    lab.attach(kcm, near, lab.documented())
+    lab.streamed(far, b"012")
 
 
 @GROUP.check(

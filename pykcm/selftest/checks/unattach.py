@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import select
+import socket
+import threading
 
 from pykcm._binding import lib
+from pykcm.selftest.calls import name_of
 from pykcm.selftest.check import Group, code, rst
-from pykcm.selftest.lab import SOON, Lab, framed
+from pykcm.selftest.holding import held
+from pykcm.selftest.lab import SOON, Lab, framed, patterned
 
 GROUP = Group("unattach", "SIOCKCMUNATTACH gives a TCP connection back")
 
@@ -150,3 +155,44 @@ def bad_pointer_is_efault(lab: Lab) -> None:
     """SIOCKCMUNATTACH with an address that can't be read is EFAULT."""
     arguments = lab.kcm().fileno(), lib.SIOCKCMUNATTACH, 0
     lab.refused("unattach", errno.EFAULT, lab.calls.ioctl, *arguments)
+
+
+@GROUP.check(code("kcm_unattach_ioctl, EALREADY"))
+def second_at_the_same_time_is_ealready(lab: Lab) -> None:
+    """Of two that unattach a connection at the same time, the second one has EALREADY."""
+    kcm, near, _ = lab.attached()
+    seen: list[str] = []
+
+    def unattach() -> None:
+        try:
+            lab.unattach(kcm, near)
+            seen.append(name_of(0))
+        except OSError as error:
+            seen.append(name_of(error.errno))
+
+    both = [threading.Thread(target=unattach, daemon=True) for _ in range(2)]
+    with held(near.fileno(), 10, 0, lab.patience):
+        for thread in both:
+            thread.start()
+        lab.eventually("errno of the second unattach", lambda: [*seen], [name_of(errno.EALREADY)])
+    for thread in both:
+        thread.join(lab.patience)
+    lab.expect("errno of both", seen, [name_of(errno.EALREADY), name_of(0)])
+
+
+@GROUP.check(code("kcm_write_msgs, tx_stopped; kcm_release, disable_work_sync"))
+def reserved_connection_is_let_go_by_a_closed_socket(lab: Lab) -> None:
+    """A connection unattached in the middle of a message whose socket is closed then is let go."""
+    kcm, near, far = lab.attached()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    lab.calls.send(kcm.fileno(), [patterned(200_000)])
+    lab.expect("some of the message is unsent", lab.unsent_bytes(kcm) > 0, True)
+    # What goes on with the message waits for the socket's lock, and may come after the closing.
+    with held(kcm.fileno(), 10, 0, lab.patience):
+        lab.unattach(kcm, near)
+        lab.calls.close(kcm)
+    lab.calls.close(near)
+    lab.stream(far, 1 << 20)
+    ended = lab.calls.poll(far.fileno(), select.POLLRDHUP, 0) & select.POLLRDHUP
+    lab.expect("the connection has ended", bool(ended), True)
