@@ -138,6 +138,8 @@ def by_clones(
             processes.start(functools.partial(worker, clone))
             clone.close()
         yield
+        for _ in range(CONNECTIONS):  # which tells the clones, at last
+            mux.wait_disconnection()
 
 
 class Workers(Processes):

@@ -165,8 +165,10 @@ class Messages:
         The kernel throws away what is still queued when the last descriptor of a KCM socket is
         closed, and aborts the connection that it was writing to.
 
-        The clones of a Multiplexor go on with its transports.  With the last of them the kernel
-        takes the transports off, and the TCP sockets are again the caller's alone.
+        The clones of a Multiplexor go on with its transports, but it is the Multiplexor that
+        watches these: once it is closed no clone learns of an end, and `recv` waits on.  So keep
+        it as long as its clones.  With the last of them the kernel takes the transports off, and
+        the TCP sockets are again the caller's alone.
 
         Args:
             linger: how long to wait at most, in seconds; by default 5, or what a Multiplexor was
