@@ -84,7 +84,8 @@ def idle() -> list[Row]:
     found: list[Row] = []
     for workers in (1, 2, 4, 8):
         print(f" {workers} workers, no work", file=sys.stderr)
-        what, goal = f"{workers} workers", "≥ 4" if workers == 4 else "none"
+        what = f"{workers} worker{'s' * (workers > 1)}"
+        goal = "≥ 4" if workers == 4 else "none"
         found += rows(what, compare(workers, 100_000, none, tuple(WAYS)), goal)
     return found
 

@@ -67,13 +67,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--from", dest="given", type=Path, help="a report of an earlier run")
     parser.add_argument("--kernel", default="6.1", help="a series; default: %(default)s")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=sorted({name for name, _, _ in PROGRAMS}),
+        help="measure just this again; all else is as in the last report",
+    )
     parser.add_argument("--json", action="store_true", help="also print the report")
     arguments = parser.parse_args()
-    if arguments.given:
-        report = json.loads(arguments.given.read_text(encoding="utf-8"))
-    else:
-        report = {"kernel": "", "sections": {}}
+    given = arguments.given or (REPORT if arguments.only else None)
+    report = (
+        json.loads(given.read_text(encoding="utf-8")) if given else {"kernel": "", "sections": {}}
+    )
+    if not arguments.given:
         for program, sections, guest in PROGRAMS:
+            if arguments.only and program not in arguments.only:
+                continue
             found = measure(program, sections, guest, arguments.kernel)
             report["sections"] |= found["sections"]
             if guest:

@@ -42,7 +42,7 @@ class Load:
     requests: int
     depth: int
     blocking: float = 0  # the share of requests whose work sleeps
-    then: float = 0.01  # for so many seconds
+    then: float = 0.05  # for so many seconds
     ratio: float = 0  # of 2016
 
     def work(self, count: int) -> None:
@@ -53,7 +53,7 @@ class Load:
 
 LOADS = (
     Load("large messages", 32768, 1500, 1, ratio=1.0),
-    Load("work that blocks", 64, 3000, 4, blocking=0.05, ratio=1.62),
+    Load("work that blocks", 64, 2000, 4, blocking=0.05, ratio=1.62),
     Load("small, pipelined", 64, 12000, 16, ratio=0.72),
 )
 
