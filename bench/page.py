@@ -66,7 +66,11 @@ SECTIONS = {
         "nothing, costs what the last row of each size says: no way can be cheaper. At 1 KiB the "
         "rest is the message's own object: memory for it, and a copy.",
     ),
-    "sending": ("Super messages sent", "64 messages at a time."),
+    "sending": (
+        "Super messages sent",
+        "64 messages at a time. Where they are joined beforehand only the kernel's part is left: "
+        "no way can be cheaper.",
+    ),
     "singly": ("One message at a time", ""),
     "stream": (
         "Beside what else reads framed messages in Python",
