@@ -5,6 +5,7 @@ What is said beside the tables is written here, once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,8 @@ STYLE = Style(
     foreground="#77808a",
     foreground_strong="#77808a",
     foreground_subtle="#9aa3ad",
+    guide_stroke_color="#9aa3ad",
+    major_guide_stroke_color="#9aa3ad",
     colors=("#2f6fd0", "#c2571a", "#3c8f5a", "#8a5cc2", "#b8860b", "#a04468", "#4a9aa8", "#7d7d7d"),
     font_family="sans-serif",
 )
@@ -191,7 +194,6 @@ def bars(title: str, columns: Iterable[str], ways: dict[str, list[float | None]]
         width=760,
         height=380,
         js=[],
-        no_prefix=True,
         disable_xml_declaration=True,
         legend_at_bottom=True,
         legend_at_bottom_columns=4,
@@ -200,8 +202,11 @@ def bars(title: str, columns: Iterable[str], ways: dict[str, list[float | None]]
     chart.x_labels = list(columns)
     for name, values in ways.items():
         chart.add(name, values)
-    rendered: bytes = chart.render()
-    return rendered.encode() if isinstance(rendered, str) else rendered
+    chart.uuid = "plot"
+    rendered = chart.render()
+    data: bytes = rendered.encode() if isinstance(rendered, str) else rendered
+    # Without the date, so that the same figures make the same file.
+    return re.sub(rb"<!--.*?-->", b"", data)
 
 
 def stream_plot(rows: list[Row]) -> bytes:
