@@ -34,7 +34,7 @@ class MissingPage:
     def __init__(self) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, flags)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.address: int = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._range = struct.pack("QQ", self.address, mmap.PAGESIZE)
         try:
             self._fd = syscalls.userfaultfd(os.O_CLOEXEC | os.O_NONBLOCK)
