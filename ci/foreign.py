@@ -73,7 +73,7 @@ mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,access=any project {ro
 for part in {parts}; do mount --bind {compiled}/$part {root}/pykcm/$part; done
 ip link set lo up
 hostname kcm
-printf '#!/bin/sh\\nexec modprobe -d %s "$@"\\n' {modules} >/run/modprobe
+printf '#!/bin/sh\\nexec /sbin/modprobe -d %s "$@"\\n' {modules} >/run/modprobe
 chmod +x /run/modprobe
 echo /run/modprobe >/proc/sys/kernel/modprobe
 # Through pipes: a port is opened once, and waits for whoever reads.

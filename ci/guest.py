@@ -51,7 +51,7 @@ SCRIPT = """\
 export HOME=/root {environment}
 export PATH={first}{root}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t bpf bpf /sys/fs/bpf
-[ ! -d /sys/kernel/tracing ] || mountpoint -q /sys/kernel/tracing ||
+[ ! -d /sys/kernel/tracing ] || grep -q ' /sys/kernel/tracing ' /proc/mounts ||
     mount -t tracefs tracefs /sys/kernel/tracing
 # A task that hangs in the kernel is told of before a test's time is over.
 for setting in timeout_secs=60 check_interval_secs=10; do
