@@ -7,6 +7,7 @@ network namespaces.  What can't be is told: a seccomp filter, and a security mod
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -16,8 +17,6 @@ import signal
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from cffi import FFI
 
 from pykcm.doctor.examination import examine
 from pykcm.doctor.finding import Finding, problem, unknown
@@ -30,12 +29,7 @@ _NAMESPACES = {"user": 0x10000000, "net": 0x40000000, "mnt": 0x20000}
 _CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3, linux/capability.h
 _KEEP_CAPABILITIES = 8  # PR_SET_KEEPCAPS, linux/prctl.h
 
-_ffi = FFI()
-_ffi.cdef("""
-int setns(int fd, int nstype);
-int prctl(int option, unsigned long value, ...);
-int capset(void *header, const void *data);
-""")
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Target(NamedTuple):
@@ -141,8 +135,7 @@ def _be_process(pid: int) -> list[Finding]:
     _join(pid)
     uid, gid = int(status["Uid"].split()[1]), int(status["Gid"].split()[1])
     ids = _in_namespace(uid, "uid"), _in_namespace(gid, "gid")
-    library = _ffi.dlopen(None)
-    library.prctl(_KEEP_CAPABILITIES, 1)
+    _libc.prctl(_KEEP_CAPABILITIES, ctypes.c_ulong(1), *[ctypes.c_ulong(0)] * 3)
     with contextlib.suppress(PermissionError):  # its namespace may forbid it
         os.setgroups([])
     os.setresgid(ids[1], ids[1], ids[1])
@@ -151,8 +144,8 @@ def _be_process(pid: int) -> list[Finding]:
         resource.setrlimit(getattr(resource, name), limit)
     held = int(status["CapEff"], 16)
     low, high = held & 0xFFFFFFFF, held >> 32
-    header = _ffi.new("char[]", struct.pack("Ii", _CAPABILITY_VERSION, 0))
-    _check(library.capset(header, struct.pack("6I", low, low, 0, high, high, 0)), "capset")
+    header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION, 0))
+    _check(_libc.capset(header, struct.pack("6I", low, low, 0, high, high, 0)), "capset")
     return _not_taken_on(pid, status)
 
 
@@ -172,7 +165,7 @@ def _join(pid: int) -> None:
         return
     fd = os.pidfd_open(pid)
     try:
-        _check(_ffi.dlopen(None).setns(fd, wanted), "setns")
+        _check(_libc.setns(fd, wanted), "setns")
     finally:
         os.close(fd)
 
@@ -194,7 +187,8 @@ def _load_everything() -> None:
 
 def _check(result: int, what: str) -> None:
     if result < 0:
-        raise OSError(_ffi.errno, f"{what}: {os.strerror(_ffi.errno)}")
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def _not_taken_on(pid: int, status: dict[str, str]) -> list[Finding]:
