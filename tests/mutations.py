@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -349,6 +350,18 @@ class _SendsOnePart(Calls):
                 return len(b"".join(buffers))
             self.begun = True
         return super().send(fd, buffers, flags)
+
+
+class _SendsInTurn(Calls):
+    """A send begins when the one before it has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = threading.Lock()
+
+    def send(self, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
+        with self._turn:
+            return super().send(fd, buffers, flags)
 
 
 def _send_first_buffer(self: Calls, fd: int, buffers: Sequence[Buffer], flags: int = 0) -> int:
@@ -1411,6 +1424,11 @@ REPAIRS: tuple[Mutation, ...] = (
         "a negative length is EINVAL",
         _mutant(libc=lambda self, *_: (_ for _ in ()).throw(OSError(errno.EINVAL, ""))),
         _of("options", "get_negative_length_is_einval"),
+    ),
+    Mutation(
+        "sends wait for each other",
+        _SendsInTurn,
+        _of("together", "parts_that_wait_for_room_are_joined"),
     ),
     Mutation(
         "poll of the KCM socket reports the end",

@@ -154,6 +154,15 @@ DEVIATIONS: tuple[Deviation, ...] = (
         _SEEN,
     ),
     Deviation(
+        "together.parts_that_wait_for_room_are_joined",
+        "5.10-5.10.224, 5.11-5.15.165, 5.16-6.1.106, 6.2-6.6.47, 6.7-6.10.6",
+        "of two parts that wait for room at once, one is lost",
+        "a send that waits in kcm_sendmsg() lets go of the socket's lock, and another begins "
+        "a message of its own meanwhile; fixed by 'kcm: Serialise kcm_sendmsg() for the same "
+        "socket.' (CVE-2024-44946), 6.11",
+        _SEEN,
+    ),
+    Deviation(
         "disconnect.reader_learns_of_the_end",
         "5.10-",
         "a reader of the KCM socket waits for ever",
