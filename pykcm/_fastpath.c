@@ -951,7 +951,7 @@ static int let_clones_go(struct call *call)
 /* A call ends. */
 static void call_clear(struct call *call)
 {
-	if (call->port) {
+	if (call->port && call->port->holding) {
 		PyObject *type, *value, *traceback;
 
 		PyErr_Fetch(&type, &value, &traceback);

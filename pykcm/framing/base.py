@@ -36,8 +36,8 @@ LARGEST_BATCH = 256
 # How long a super message may be, where no single message is longer.
 _BATCH_BYTES = 1 << 16
 
-# From this length on a message comes alone, if it is the first: what it costs to take it out of a
-# super message again, a copy, is more than what is saved.
+# A first message that is longer comes alone: what it costs to take it out of a super message again,
+# a copy, is more than what is saved.
 _LARGE = 1 << 13
 
 
