@@ -37,7 +37,11 @@ FRAMING = pykcm.LengthField(offset=0, size=4, adjustment=4)
 SIZES = (64, 1024, 4096, 16384)
 SO_RCVBUFFORCE = 33
 
+# What was measured, the figure, its goal.
 Row = tuple[str, float, str]
+
+# What stands behind a row's first word where another row says how far its rounds lay apart.
+SPREAD = ", spread"
 
 
 def message(size: int) -> bytes:
@@ -444,6 +448,11 @@ def print_rows(rows: list[Row], to: TextIO) -> None:
 def print_json(sections: dict[str, list[Row]]) -> None:
     """All on one line, for bench/performance.py."""
     print(json.dumps({"kernel": platform.release(), "sections": sections}, ensure_ascii=False))
+
+
+def apart(values: list[float]) -> float:
+    """How far the rounds of a measurement lie apart: largest less smallest, by the middle one."""
+    return (max(values) - min(values)) / statistics.median(values)
 
 
 def raise_descriptor_limit() -> None:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from bench.core import Row, main, message
+from bench.core import SPREAD, Row, apart, main, message
 from bench.ways import SIZE, WAYS, Work, rate
 
 ROUNDS = 3
@@ -55,8 +55,8 @@ def mixed(messages: list[bytes]) -> list[int]:
     return [len(messages)]
 
 
-def compare(workers: int, count: int, work: Work, ways: tuple[str, ...]) -> dict[str, float]:
-    """Messages a second of each way: the median, the way's spread on standard error."""
+def compare(workers: int, count: int, work: Work, ways: tuple[str, ...]) -> dict[str, list[float]]:
+    """Messages a second of each way, in each round."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name in ways:
@@ -67,15 +67,19 @@ def compare(workers: int, count: int, work: Work, ways: tuple[str, ...]) -> dict
     for name, rates in found.items():
         low, middle, high = min(rates), statistics.median(rates), max(rates)
         print(f"  {name:<16} {middle:9.0f} a second, {low:.0f} to {high:.0f}", file=sys.stderr)
-    return {name: statistics.median(rates) for name, rates in found.items()}
+    return found
 
 
-def rows(case: str, rates: dict[str, float], goal: str) -> list[Row]:
+def rows(case: str, found: dict[str, list[float]], goal: str) -> list[Row]:
     """Each way beside the best dispatcher."""
+    rates = {name: statistics.median(each) for name, each in found.items()}
     best = max(rate for name, rate in rates.items() if not name.startswith("clones"))
     return [
-        (f"{name}: {case}", rate / best, goal if name == "clones, batch" else "none")
-        for name, rate in rates.items()
+        *(
+            (f"{name}: {case}", rate / best, goal if name == "clones, batch" else "none")
+            for name, rate in rates.items()
+        ),
+        *((f"{name}{SPREAD}: {case}", apart(each), "none") for name, each in found.items()),
     ]
 
 
@@ -156,6 +160,7 @@ def waiting() -> list[Row]:
         ),
         ("pipes: ÷ clones", middle["pipes"] / alone, "none"),
         ("pipes, batch: ÷ clones", middle["pipes, batch"] / alone, "none"),
+        *((f"{name}{SPREAD}: ÷ clones", apart(each), "none") for name, each in found.items()),
     ]
 
 

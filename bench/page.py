@@ -13,11 +13,10 @@ from typing import Any
 import pygal
 from pygal.style import Style
 
+from bench.core import SPREAD, Row
+
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURES = DOCS / "pictures"
-
-# A report's row: what was measured, the figure, its goal.
-Row = tuple[str, float, str]
 
 TEXT = """\
 # Performance
@@ -26,8 +25,9 @@ Written by `make bench` on Linux {kernel}. Each figure is a ratio of costs, or o
 second where it says so; both sides were measured in turn in one run, and a row is the median of
 several rounds. Costs were counted in a guest whose clock counts instructions, where two runs
 differ by {spread:.1%}; such a clock overrates copies, which it counts byte by byte, and Python
-beside C. What needs several CPUs was timed in a guest that has two, where figures differ by a
-tenth from run to run. What is worse than its goal is in the tables as it was measured.
+beside C. What needs several CPUs was timed in a guest that has two; behind such a figure stands
+how far its rounds lay apart, as half the way from the slowest to the fastest. What is worse than
+its goal is in the tables as it was measured.
 
 ## When KCM pays
 
@@ -89,7 +89,7 @@ SECTIONS = {
     ),
     "waiting": (
         "How long a message waits for a worker",
-        "Four workers, mixed work, messages at random times and half of what the workers can do.",
+        "Four workers, mixed work, messages at random times, 2,000 a second on average.",
     ),
     "loads": (
         "A server of four processes on 16 connections",
@@ -115,7 +115,7 @@ SECTIONS = {
     "spread": ("How far two runs differ", ""),
 }
 
-#: The plots: a section, the file, its title, and what 1 is.
+#: The plots: a section, the file, and its title, which says what 1 is.
 PLOTS = {
     "idle": ("fan-out.svg", "Messages a second to workers without work; 1: the best dispatcher"),
     "working": ("fan-out-work.svg", "Messages a second to workers; 1: the best dispatcher"),
@@ -162,7 +162,7 @@ def matrix(rows: list[Row]) -> tuple[list[str], dict[str, dict[str, Row]]]:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Rows as Markdown."""
+    """Rows as Markdown; of a cell the spread stands behind it."""
     if not is_matrix(rows):
         return [
             "| | measured | goal |",
@@ -174,7 +174,9 @@ def table(rows: list[Row]) -> list[str]:
     def cell(row: Row | None) -> str:
         if row is None:
             return ""
-        return f"{row[1]:.2f}" if row[2] == "none" else f"**{row[1]:.2f}** ({row[2]})"
+        spread = found.get(f"{row[0].split(': ')[0]}{SPREAD}", {}).get(row[0].split(": ")[1])
+        text = f"{row[1]:.2f}" if row[2] == "none" else f"**{row[1]:.2f}** ({row[2]})"
+        return f"{text} ± {spread[1] / 2:.0%}" if spread else text
 
     return [
         "| | " + " | ".join(columns) + " |",
@@ -182,6 +184,7 @@ def table(rows: list[Row]) -> list[str]:
         *(
             f"| {name} | " + " | ".join(cell(cells.get(column)) for column in columns) + " |"
             for name, cells in found.items()
+            if not name.endswith(SPREAD)
         ),
     ]
 
@@ -229,6 +232,7 @@ def plots(report: dict[str, Any]) -> dict[str, bytes]:
         ways: dict[str, list[float | None]] = {
             name: [cells[column][1] if column in cells else None for column in columns]
             for name, cells in rows.items()
+            if not name.endswith(SPREAD)
         }
         found[file] = bars(title, columns, ways)
     return found

@@ -12,14 +12,13 @@ import asyncio
 import functools
 import io
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 
 import uvloop
 
 import pykcm
 from bench.core import FRAMING, Row, clock, echo, main, message
-from bench.super_messages import BATCH, many, multiplexed, split
+from bench.super_messages import BATCH, many, multiplexed, splitter
 from pykcm import _loopback
 
 ROUNDS = 5
@@ -44,13 +43,6 @@ async def by_streams(reader: asyncio.StreamReader, count: int) -> None:
     for _ in range(count):
         head = await readexactly(4)
         head + await readexactly(int.from_bytes(head, "big"))
-
-
-def by_splitter(tcp: socket.socket, count: int) -> None:
-    left = b""
-    while count:
-        messages, left = split(left + tcp.recv(1 << 18))
-        count -= len(messages)
 
 
 def on_loop(
@@ -91,7 +83,7 @@ def stream_of(size: int) -> list[Row]:
     costs: Costs = {"pykcm": [], "splitter": [], "makefile": []}
     sides: dict[str, tuple[socket.socket, Callable[[], object]]] = {
         "pykcm": (far, functools.partial(receive, count)),
-        "splitter": (other, functools.partial(by_splitter, plain, count)),
+        "splitter": (other, functools.partial(splitter(plain), count)),
         "makefile": (third, functools.partial(by_makefile, file, count)),
     }
     for _ in range(ROUNDS):
@@ -175,5 +167,4 @@ def tasks() -> list[Row]:
 SECTIONS: dict[str, Callable[[], list[Row]]] = {"stream": stream, "tasks": tasks}
 
 if __name__ == "__main__":
-    sys.setswitchinterval(1)
     main(SECTIONS)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pykcm
-from bench.core import FRAMING, Row, main, message
+from bench.core import FRAMING, SPREAD, Row, apart, main, message
 from bench.super_messages import split
 from bench.ways import Processes
 from pykcm import _loopback
@@ -193,6 +193,10 @@ def compare(load: Load) -> list[Row]:
     return [
         (f"clones: {load.name}", middle["clones"] / middle["epoll"], f"2016: {load.ratio}"),
         (f"clones, batch: {load.name}", middle["clones, batch"] / middle["epoll"], "none"),
+        *(
+            (f"{name}{SPREAD}: {load.name}", apart(found[name]), "none")
+            for name in ("clones", "clones, batch")
+        ),
     ]
 
 
