@@ -80,9 +80,11 @@ def to(address: str) -> int:
         rows = [row for row in transports() if address in (row.local, row.peer)]
     except UntoldError as error:
         raise click.ClickException(str(error)) from error
+    if not rows:
+        raise click.ClickException(f"no transport has the address {address}; see kcm stat")
     found = {row.program for row in rows if row.program is not None}
     if not found:
-        raise click.ClickException(f"no transport has the address {address}; see kcm stat")
+        raise click.ClickException(f"the program of {address} can't be told just now; try again")
     if len(found) > 1:
         ends = ", ".join(f"{row.local} - {row.peer}" for row in rows)
         raise click.ClickException(f"transports with several programs have this address: {ends}")

@@ -228,13 +228,14 @@ class Calls:
         if pages:
             wanted["min-order"] = "0"
         settings = {home / name: value for name, value in wanted.items()}
+        before: dict[Path, str] = {}
         try:
-            before = {path: path.read_text(encoding="ascii") for path in settings}
-            for path, value in settings.items():
-                path.write_text(value, encoding="ascii")
-        except OSError as error:
-            raise Skip(f"no function's memory can be withheld here: {error}") from None
-        try:
+            try:
+                for path, value in settings.items():
+                    before[path] = path.read_text(encoding="ascii")
+                    path.write_text(value, encoding="ascii")
+            except OSError as error:
+                raise Skip(f"no function's memory can be withheld here: {error}") from None
             yield lambda: (home / "times").read_text(encoding="ascii").strip() == "0"
         finally:
             for path, value in reversed(before.items()):

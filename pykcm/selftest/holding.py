@@ -38,10 +38,14 @@ class MissingPage:
         self._range = struct.pack("QQ", self.address, mmap.PAGESIZE)
         try:
             self._fd = syscalls.userfaultfd(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise Skip(f"no call can be held here, as there is no userfaultfd: {error}") from None
+        try:
             self._ioctl(_API, struct.pack("QQQ", _UFFD_API, 0, 0))
             self._ioctl(_REGISTER, self._range + struct.pack("QQ", _MISSING, 0))
         except OSError as error:
-            raise Skip(f"no call can be held here, as there is no userfaultfd: {error}") from None
+            os.close(self._fd)
+            raise Skip(f"no call can be held here by userfaultfd: {error}") from None
 
     def _ioctl(self, request: int, argument: bytes) -> None:
         fcntl.ioctl(self._fd, request, bytearray(argument))
@@ -52,8 +56,10 @@ class MissingPage:
 
     def give(self) -> None:
         """Let those go on who wait for it."""
-        self._ioctl(_ZEROPAGE, self._range + struct.pack("Qq", 0, 0))
-        os.close(self._fd)
+        try:
+            self._ioctl(_ZEROPAGE, self._range + struct.pack("Qq", 0, 0))
+        finally:
+            os.close(self._fd)  # which lets them go on, too
 
 
 @contextmanager

@@ -45,3 +45,11 @@ def test_two_programs_of_one_peer(machine: Machine) -> None:
     machine.lists = Lists([[MEMBERS[0]._replace(psocks=(first, second)), MEMBERS[1]]])
     with pytest.raises(click.ClickException, match="transports with several programs"):
         _attached.to(ENDS[1])
+
+
+def test_a_program_that_could_not_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is there, and is not denied; others' programs were told."""
+    rows = [_attached.Attached(None, 2, 0, *ENDS)]
+    monkeypatch.setattr(_attached, "transports", lambda: rows)
+    with pytest.raises(click.ClickException, match="can't be told just now; try again"):
+        _attached.to(ENDS[0])
