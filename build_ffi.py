@@ -30,6 +30,7 @@ int pykcm_timerfd(int *fd);
 int pykcm_set_timer(int fd, long long nanoseconds);
 int pykcm_set_event(int fd, int readable);
 int pykcm_getsockopt(int fd, int level, int option, void *value, unsigned int *size);
+int pykcm_serve_again(int fd);
 int pykcm_setsockopt(int fd, int level, int option, const void *value, unsigned int size);
 int pykcm_unread(int fd);
 ssize_t pykcm_copy(void *to, const void *from, size_t size);

@@ -1335,7 +1335,7 @@ static int wait_to_receive(struct call *call, double deadline)
 	}
 	if (ready < 0)
 		return PyErr_CheckSignals() < 0 ? -1 : 1;
-	if (ready > 0 && port->watched && fds[0].revents && !only_events &&
+	if (port->watched && !only_events && (ready == 0 || fds[0].revents) &&
 	    owner_does(call->owner, "_look") < 0)
 		return -1;
 	/* It is tried once more in any case; what is always readable must not keep it from its end. */

@@ -155,6 +155,11 @@ def set_option(fd: int, level: int, option: int, value: int | bytes) -> None:
     _result(lib.pykcm_setsockopt(fd, level, option, data, len(data)))
 
 
+def serve_again(kcm_fd: int) -> None:
+    """Have a KCM socket without a message given those that wait for any; native.c says why."""
+    _result(lib.pykcm_serve_again(kcm_fd))
+
+
 def is_readable(fd: int) -> bool:
     """Whether a descriptor is readable now."""
     poll = select.poll()

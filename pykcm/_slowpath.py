@@ -174,7 +174,7 @@ class _Call:
             port.waiting -= 1
         if port.fd < 0:
             raise make["error"]("receive", errno.EBADF)
-        if self.kind != "event" and any(fd == port.watch for fd, _ in ready):
+        if self.kind != "event" and port.watched and (not ready or port.watch in dict(ready)):
             self.owner._look()
         return time.monotonic() < deadline
 

@@ -165,6 +165,28 @@ static int pykcm_setsockopt(int fd, int level, int option, const void *value, un
 	return setsockopt(fd, level, option, value, size) < 0 ? -errno : 0;
 }
 
+/*
+ * Put a KCM socket on the list of those that may be given messages, if it is enabled. When messages
+ * of a socket that is closed are given to others, Linux takes one that has no room off that list,
+ * and does not look whether it was emptied just then (requeue_rx_msgs in net/kcm/kcmsock.c): such a
+ * socket is passed by for ever. To enable receiving puts it back (kcm_recv_enable). In one call, so
+ * that no signal's handler finds it disabled.
+ */
+static int pykcm_serve_again(int fd)
+{
+	int disabled = 0, disable = 1, enable = 0, result;
+	socklen_t size = sizeof(disabled);
+
+	if (getsockopt(fd, SOL_KCM, KCM_RECV_DISABLE, &disabled, &size) < 0)
+		return -errno;
+	if (disabled)
+		return 0;
+	result = setsockopt(fd, SOL_KCM, KCM_RECV_DISABLE, &disable, sizeof(disable)) < 0 ? -errno : 0;
+	if (setsockopt(fd, SOL_KCM, KCM_RECV_DISABLE, &enable, sizeof(enable)) < 0)
+		return -errno;
+	return result;
+}
+
 /* Bytes in a TCP socket's receive queue (SIOCINQ). */
 static int pykcm_unread(int fd)
 {

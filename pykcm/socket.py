@@ -16,11 +16,11 @@ from pykcm import _kernel, _tcp
 from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
 from pykcm._binding import lib
 from pykcm._closing import Closing
+from pykcm._following import Following
 from pykcm._messages import Port, late_with, unread_text
 from pykcm._wait import Readable, SendSpace, Steps, Wait, explained
 from pykcm.errors import (
     ArgumentError,
-    Disconnected,
     KCMOSError,
     UnavailableError,
     UnreadWarning,
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_MESSAGE_SIZE = 1 << 20
 
+# How long a clone waits until it sees to it that it is served, in seconds.
+_IDLE = 1.0
 
-class KCMSocket(Closing):
+
+class KCMSocket(Closing, Following):
     """A KCM socket: a `socket.socket` on which every send and receive is one whole message.
 
     Time-outs, blocking mode, selectors, `fileno` and `with` work as for any socket; `async with`
@@ -348,7 +351,7 @@ class KCMSocket(Closing):
         port.tell()
         readable = Readable(self._fd(), *others)  # goes with this generator
         while True:
-            yield Wait(readable.fileno())
+            yield Wait(readable.fileno(), _IDLE)
             self._look()
 
     def _send_steps(self) -> Steps[None]:
@@ -356,23 +359,6 @@ class KCMSocket(Closing):
         for wait in SendSpace(self._fd(), *end).waits():
             yield wait
             self._look()
-
-    def _follow(self, end: _kernel.Descriptor) -> None:
-        """Learn from an event that a Multiplexor's last transport has gone."""
-        self._end = end
-        self._port.watch = end.fileno()
-        self._port.attached = self._port.watched = True
-
-    def _look(self) -> None:
-        """Whether the Multiplexor that this is a clone of still has transports."""
-        if self._end is not None:
-            self._port.attached = not _kernel.is_readable(self._end.fileno())
-
-    def _unattached(self) -> Disconnected:
-        return Disconnected(
-            errno.EPIPE,
-            "the multiplexor's last transport is gone, and all messages for this socket were read",
-        )
 
     def _flush_steps(self) -> Steps[None]:
         if not self._push():
