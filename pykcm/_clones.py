@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import TYPE_CHECKING
 
@@ -46,11 +47,11 @@ class Clones:
         A clone that was closed before any other process could have it does not count, whoever forks
         afterwards.
         """
-        self._made = [
-            (clone, port)
-            for clone, port in self._made
-            if (clone() is not None and port.fd >= 0) or port.shared
-        ]
+        for made in list(self._made):
+            clone, port = made
+            if not port.shared and (clone() is None or port.fd < 0):
+                with contextlib.suppress(ValueError):  # another thread has removed it
+                    self._made.remove(made)
         return bool(self._made)
 
     def tell(self, ended: bool) -> None:

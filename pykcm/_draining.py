@@ -235,9 +235,9 @@ class Drain:
 
     def close(self) -> None:
         """Give back what the clones hold: no call waits for them any more."""
-        while self._clones:
-            self._clones[-1].close()
-            self._clones.pop()
+        for clone in self._clones:
+            clone.close()
+        self._clones.clear()
         self._rounds = self._port.holding = 0  # last: until then the next call's end comes here
 
 

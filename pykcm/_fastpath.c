@@ -1335,8 +1335,8 @@ static int wait_to_receive(struct call *call, double deadline)
 	}
 	if (ready < 0)
 		return PyErr_CheckSignals() < 0 ? -1 : 1;
-	if (port->watched && !only_events && (ready == 0 || fds[0].revents) &&
-	    owner_does(call->owner, "_look") < 0)
+	if (!only_events && (ready == 0 || (port->watched && fds[0].revents)) &&
+	    owner_does(call->owner, ready ? "_look" : "_idle") < 0)
 		return -1;
 	/* It is tried once more in any case; what is always readable must not keep it from its end. */
 	return now() < deadline;

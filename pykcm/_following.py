@@ -21,16 +21,16 @@ class Following(Messages):
         self._port.attached = self._port.watched = True
 
     def _look(self) -> None:
-        """Whether a transport is left; and have what waits for this socket given to it.
+        """Whether a transport is left.
 
-        What was given back when the last transport went may wait for any socket: it is received
-        before the end is believed.
+        What was given back when the last one went may wait for any socket: it is received before
+        the end is believed.
         """
         if self._end is None:
             return
         ended = _kernel.is_readable(self._end.fileno())
-        if not self._port.held and not _kernel.is_readable(self._fd()):
-            _kernel.serve_again(self._fd())
+        if ended:
+            self._serve_again()
         self._port.attached = not ended
         if ended:
             self._port.pull()

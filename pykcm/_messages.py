@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel
-from pykcm._wait import Steps, apause, arun, checkpoint, pause, run
+from pykcm._wait import Steps, Wait, apause, arun, checkpoint, pause, run
 from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ else:
 
 #: How long `close` waits by default for queued messages to reach TCP, in seconds.
 DEFAULT_LINGER = 5.0
+
+# How long a receiver waits until it sees to it that it is served, in seconds.
+_IDLE = 1.0
 
 __all__ = ["DEFAULT_LINGER", "Messages", "MultiplexorCalls", "Port", "SocketCalls"]
 
@@ -111,6 +115,34 @@ class Messages:
 
     def _let_clones_go(self) -> None:
         """A Multiplexor's clones are let go of by itself."""
+
+    def _look(self) -> None:
+        """Do what has become due."""
+        raise NotImplementedError
+
+    def _idle(self) -> None:
+        """Nothing came for a while."""
+        self._serve_again()
+        self._look()
+
+    def _serve_again(self) -> None:
+        """Have what waits for a socket given to this one, which Linux may have passed by.
+
+        requeue_rx_msgs (net/kcm/kcmsock.c) takes a socket that is full off the list of those that
+        wait, and does not notice if it is emptied just then: it would get nothing any more.
+        """
+        if not self._port.held and not _kernel.is_readable(self._fd()):
+            _kernel.serve_again(self._fd())
+
+    def _until_readable(self, fd: int) -> Steps[None]:
+        """Wait on a descriptor for ever, and look whenever it is readable."""
+        while True:
+            since = time.monotonic()
+            yield Wait(fd, _IDLE)
+            if time.monotonic() - since < _IDLE:
+                self._look()
+            else:
+                self._idle()
 
     def _receive_steps(self) -> Steps[None]:
         raise NotImplementedError

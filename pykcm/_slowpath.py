@@ -73,7 +73,8 @@ class _Call:
         port = self.port
         if self.kind == "event":
             self.owner._look_for_ends()
-            return (port.events.popleft(),) if port.events else None
+            event = next(port, None)
+            return None if event is None else (event,)
         if self.kind == "send":
             if not port.queueing:
                 self.refuse_if_over()
@@ -174,8 +175,11 @@ class _Call:
             port.waiting -= 1
         if port.fd < 0:
             raise make["error"]("receive", errno.EBADF)
-        if self.kind != "event" and port.watched and (not ready or port.watch in dict(ready)):
-            self.owner._look()
+        if self.kind != "event":
+            if not ready:
+                self.owner._idle()
+            elif port.watched and port.watch in dict(ready):
+                self.owner._look()
         return time.monotonic() < deadline
 
     def drive(self, timeout: Any) -> Any:

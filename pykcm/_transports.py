@@ -195,7 +195,7 @@ class Transports:
             # First, for what may be raised on the way: the next call looks again at once.
             self._timer.set_timer(_AT_ONCE)
             ready, soon = self._drain.advance(
-                list(self.draining.values()), self._by_fd, by_clones()
+                list(self.draining.values()), list(self._by_fd), by_clones()
             )
             for transport in ready:
                 disconnection = transport.take_off(self._kcm._fd())
@@ -211,7 +211,7 @@ class Transports:
         """Note which have ended."""
         interrupted, self._interrupted = self._interrupted, True
         if interrupted:  # an edge may have been told to nobody
-            for fd in self._with_error_queue:
+            for fd in list(self._with_error_queue):
                 self.watch.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
         for fd, events in self.watch.poll(0):
             transport = self._by_fd.get(fd)
@@ -273,8 +273,9 @@ class Transports:
         return transport.disconnection
 
     def let_clones_go(self) -> None:
-        """Give back what the drain's clones hold: no call waits any more."""
-        self._drain.close()
+        """Give back what the drain's clones hold: a call that has kept some waits no more."""
+        with self.lock:
+            self._drain.close()
 
     def forget(self, transport: Transport) -> None:
         """Let go of a transport that was taken off and reported."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import warnings
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ from pykcm._wait import Readable, SendSpace, Steps, Wait
 from pykcm.errors import Disconnected, KCMOSError, UnreadWarning
 
 if TYPE_CHECKING:
-    import collections
     from collections.abc import Callable
 
     from pykcm import _kernel
@@ -38,7 +38,7 @@ class Upkeep(Messages, MultiplexorCalls):
     _clones: Clones
     _told: _kernel.Descriptor
     _all: Readable | None
-    _untold: collections.deque[Disconnection]
+    _untold: dict[int, Disconnection]  # by their id()
 
     # ---- the life of a transport ----
 
@@ -61,17 +61,25 @@ class Upkeep(Messages, MultiplexorCalls):
             ) from error
         finally:
             self._settle()
-        while self._untold and self.on_disconnect is not None:
-            # C alone lies between taking one and calling: so each is told of once.
-            next(map(self.on_disconnect, iter(self._untold.popleft, None)))
+        if not self._port.attached:
+            # What a socket gave back when it was closed may wait for any other.
+            self._serve_again()
+            self._port.pull()
+        for number in list(self._untold):
+            if self.on_disconnect is None:
+                break
+            # C alone lies between taking one and calling: so each is told of once, also where
+            # another thread tells too.
+            untold = iter(functools.partial(self._untold.pop, number, None), None)
+            next(map(self.on_disconnect, untold), None)
 
     def _leaves_messages(self) -> bool:
         return self._clones.may_receive() or self.socket.recv_disabled
 
     def _told_of(self, transport: Transport, disconnection: Disconnection) -> None:
         if disconnection.reason is not Reason.UNATTACHED:
-            if self.on_disconnect is not None and disconnection not in self._untold:
-                self._untold.append(disconnection)
+            if self.on_disconnect is not None:
+                self._untold[id(disconnection)] = disconnection
             self._port.report(disconnection)
         self._port.over = len(self._transports) == 1
 
@@ -91,7 +99,8 @@ class Upkeep(Messages, MultiplexorCalls):
             port.tell()
 
     def _let_clones_go(self) -> None:
-        self._transports.let_clones_go()
+        if not self._port.inherited:  # a thread that is not there any more may have the lock
+            self._transports.let_clones_go()
 
     def _look_for_ends(self) -> None:
         if not self.socket.recv_disabled:
@@ -129,9 +138,7 @@ class Upkeep(Messages, MultiplexorCalls):
     # ---- waiting ----
 
     def _receive_steps(self) -> Steps[None]:
-        while True:
-            yield Wait(self.fileno())
-            self._look()
+        yield from self._until_readable(self.fileno())
 
     def _send_steps(self) -> Steps[None]:
         for wait in SendSpace(self._fd(), self._port.watch).waits():

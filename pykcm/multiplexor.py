@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import errno
 import socket as _socket
 from collections.abc import Callable, Iterator
@@ -81,7 +80,7 @@ class Multiplexor(Upkeep):
             self.socket.close()
             raise
         self._all: Readable | None = None
-        self._untold: collections.deque[Disconnection] = collections.deque()
+        self._untold: dict[int, Disconnection] = {}
         port = self._port = self.socket._port
         port.watch = self._transports.watch.fileno()
         port.told = self._told.fileno()

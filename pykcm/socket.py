@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_MESSAGE_SIZE = 1 << 20
 
-# How long a clone waits until it sees to it that it is served, in seconds.
-_IDLE = 1.0
-
 
 class KCMSocket(Closing, Following):
     """A KCM socket: a `socket.socket` on which every send and receive is one whole message.
@@ -345,14 +342,11 @@ class KCMSocket(Closing, Following):
         port = self._port
         others = [fd for fd in (port.told, port.watch) if fd >= 0]
         if not others:
-            while True:
-                yield Wait(self._fd())
+            yield from self._until_readable(self._fd())
         port.observed = True
         port.tell()
         readable = Readable(self._fd(), *others)  # goes with this generator
-        while True:
-            yield Wait(readable.fileno(), _IDLE)
-            self._look()
+        yield from self._until_readable(readable.fileno())
 
     def _send_steps(self) -> Steps[None]:
         end = () if self._end is None else (self._end.fileno(),)

@@ -48,6 +48,9 @@ class Hooks(Messages):
     def _look(self) -> None:
         pass
 
+    def _serve_again(self) -> None:
+        pass
+
     def _unattached(self) -> Disconnected:
         return Disconnected(errno.EPIPE, "the end")
 

@@ -14,6 +14,7 @@ import gc
 import os
 import resource
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -318,7 +319,18 @@ def test_closing_twice_when_the_callback_raises(world: World) -> None:
     assert descriptors().keys() <= before.keys()
 
 
-def test_two_threads(world: World) -> None:
+@pytest.mark.parametrize("interval", [1e-6, 0.005])
+def test_two_threads(world: World, interval: float) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(interval)
+    try:
+        for _ in range(8):
+            receive_in_two_threads(world)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def receive_in_two_threads(world: World) -> None:
     got: list[list[bytes]] = [[], []]
     count = 4000
 

@@ -1,0 +1,171 @@
+"""Threads that do everything at once on one Multiplexor: each message arrives, and arrives once."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import random
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pykcm import Disconnected, KCMSocket, LengthField, Multiplexor, _loopback
+
+FRAMING = LengthField(offset=0, size=4, adjustment=4)
+SECONDS = 4.0
+PATIENCE = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _threads_take_turns_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+class Crowd:
+    """One Multiplexor with a connection that stays, and what its threads do."""
+
+    def __init__(self, seed: int, clones_receive: bool) -> None:
+        self._seed = seed
+        self._clones_receive = clones_receive
+        self._stop = time.monotonic() + SECONDS
+        self._numbers = itertools.count()
+        self.sent: set[int] = set()
+        self.received: collections.Counter[int] = collections.Counter()
+        self._lock = threading.Lock()
+        self.ended: set[int] = set()
+        self._connections: list[object] = []  # so that no id() comes again
+        self.told: list[int] = []
+        self.reported: list[int] = []
+        self.errors: list[BaseException] = []
+        self.mux = Multiplexor(FRAMING)
+        self.mux.on_disconnect = lambda end: self.told.append(id(end.tcp))
+        self._staying, self._far = _loopback.connection()
+        self.mux.attach(self._staying)
+
+    def run(self) -> None:
+        jobs = [self.receive, self.receive, self.end, self.end, self.unattach, self.clone, self.ask]
+        threads = [
+            threading.Thread(target=self._repeat, args=(job, random.Random(f"{self._seed} {i}")))
+            for i, job in enumerate(jobs)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and (
+            len(self.mux.transports) > 1 or self.received.total() < len(self.sent)
+        ):
+            self.receive(random.Random(self._seed))
+        self.ask(random.Random(self._seed))
+
+    def close(self) -> None:
+        self.mux.close()
+        self._staying.close()
+        self._far.close()
+
+    def _repeat(self, job: Callable[[random.Random], None], rng: random.Random) -> None:
+        try:
+            while time.monotonic() < self._stop and not self.errors:
+                job(rng)
+        except BaseException as error:
+            self.errors.append(error)
+
+    def _receive_from(self, kcm: Multiplexor | KCMSocket, most: int, timeout: float) -> bool:
+        try:
+            messages = kcm.recv_many(most, timeout=timeout)
+        except (TimeoutError, BlockingIOError):
+            return False
+        with self._lock:
+            self.received.update(struct.unpack_from(">Q", message, 4)[0] for message in messages)
+        return True
+
+    def _stream(self, count: int) -> bytes:
+        numbers = list(itertools.islice(self._numbers, count))
+        self.sent.update(numbers)
+        return b"".join(struct.pack(">IQ", 8, number) for number in numbers)
+
+    # ---- what the threads do ----
+
+    def receive(self, rng: random.Random) -> None:
+        self._receive_from(self.mux, rng.choice([1, 3, 50]), 0.02)
+
+    def end(self, rng: random.Random) -> None:
+        near, far = _loopback.connection()
+        with far:
+            self.mux.attach(near, hand_over=True)
+            self._connections.append(near)
+            self.ended.add(id(near))
+            cut = rng.choice([b"", b"\0\0"])
+            far.sendall(self._stream(rng.choice([0, 1, 5, 200])) + cut)
+
+    def unattach(self, rng: random.Random) -> None:
+        near, far = _loopback.connection()
+        with near, far:
+            self.mux.attach(near)
+            self._connections.append(near)
+            far.sendall(self._stream(rng.choice([0, 1, 20])))
+            self.mux.unattach(near, timeout=PATIENCE)
+
+    def clone(self, rng: random.Random) -> None:
+        with self.mux.clone() as clone:
+            clone.recv_disabled = not self._clones_receive
+            self._receive_from(clone, 50, rng.random() / 20)
+            # It hands back what is queued for it; what it has received is read.
+            clone.recv_disabled = True
+            while self._receive_from(clone, 50, 0):
+                pass
+
+    def ask(self, rng: random.Random) -> None:
+        self.reported += [id(end.tcp) for end in self.mux.disconnections()]
+        assert self.mux.fileno() >= 0
+        assert self._staying in self.mux.transports
+        time.sleep(rng.random() / 100)
+
+
+@pytest.mark.parametrize("clones_receive", [False, True], ids=["alone", "with clones"])
+def test_everything_at_once(clones_receive: bool) -> None:
+    seed = random.randrange(1 << 32)
+    with contextlib.closing(Crowd(seed, clones_receive)) as crowd:
+        crowd.run()
+        assert not crowd.errors, f"seed {seed}"
+        assert set(crowd.received) == crowd.sent, f"seed {seed}"
+        assert crowd.received.total() == len(crowd.sent), f"seed {seed}: some came twice"
+        assert sorted(crowd.told) == sorted(crowd.ended), f"seed {seed}"
+        assert sorted(crowd.reported) == sorted(crowd.ended), f"seed {seed}"
+
+
+def test_two_receive_until_the_end() -> None:
+    for number in range(5):
+        near, far = _loopback.connection()
+        received = [0, 0]
+        ends: list[BaseException | None] = [None, None]
+        with Multiplexor(FRAMING) as mux:
+
+            def receive(which: int, mux: Multiplexor = mux) -> None:
+                try:
+                    while True:
+                        received[which] += len(mux.recv_many(3, timeout=PATIENCE))  # noqa: B023
+                except BaseException as error:
+                    ends[which] = error  # noqa: B023
+
+            mux.attach(near, hand_over=True)
+            with mux.clone() as clone:  # so that messages which are drained are given back
+                clone.recv_disabled = True
+                threads = [threading.Thread(target=receive, args=(which,)) for which in (0, 1)]
+                for thread in threads:
+                    thread.start()
+                with far:
+                    far.sendall((struct.pack(">I", 60) + bytes(60)) * 2000)
+                for thread in threads:
+                    thread.join()
+        assert [type(end) for end in ends] == [Disconnected] * 2, f"round {number}: {ends}"
+        assert sum(received) == 2000, f"round {number}"
