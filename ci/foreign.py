@@ -73,9 +73,7 @@ mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,access=any project {ro
 for part in {parts}; do mount --bind {compiled}/$part {root}/pykcm/$part; done
 ip link set lo up
 hostname kcm
-printf '#!/bin/sh\\nexec /sbin/modprobe -d %s "$@"\\n' {modules} >/run/modprobe
-chmod +x /run/modprobe
-echo /run/modprobe >/proc/sys/kernel/modprobe
+mount --bind {modules} /lib/modules/{release}
 # Through pipes: a port is opened once, and waits for whoever reads.
 for output in /dev/vport*p1; do :; done
 mkfifo /run/errors
@@ -191,7 +189,8 @@ def own_part(kernel: Kernel, run_of: Run) -> bytes:
                 names=" ".join(MODULES),
                 parts=" ".join(PARTS),
                 compiled=shlex.quote(str(compiled(kernel.arch))),
-                modules=shlex.quote(str(kernel.modules.parent.parent)),
+                modules=shlex.quote(str(installed)),
+                release=kernel.release,
                 script=shlex.quote(str(run_of.script)),
             ),
             encoding="utf-8",

@@ -7,7 +7,7 @@ import errno
 import socket as _socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pykcm import _kernel, _tcp
+from pykcm import _forking, _kernel, _tcp
 from pykcm.errors import ArgumentError, AttachError, KCMOSError
 
 if TYPE_CHECKING:
@@ -26,9 +26,14 @@ LARGEST_MESSAGE = (1 << 31) - 2
 
 
 class Attaching:
-    """How a KCM socket attaches connections."""
+    """How a KCM socket attaches connections.
+
+    Attributes:
+        lock: held while one is attached, and through a fork.
+    """
 
     def __init__(self) -> None:
+        self.lock = _forking.lock()
         self._program: tuple[Framing, int, bpf.Program] | None = None
         # What transports were attached with, each once; unused once super messages are divided.
         self._delineations: list[Delineation] = []

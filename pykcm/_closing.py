@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket as _socket
 import warnings
+import weakref
 from typing import TYPE_CHECKING
 
 from pykcm._messages import Messages, unread_text
@@ -12,8 +13,6 @@ from pykcm._standard import StandardCalls
 from pykcm.errors import UnreadWarning, UnsentWarning
 
 if TYPE_CHECKING:
-    import weakref
-
     from pykcm import _kernel
     from pykcm._attaching import Attaching
     from pykcm._wait import Readable
@@ -26,10 +25,12 @@ class Closing(Messages, StandardCalls):
     _told: _kernel.Descriptor | None
     _all: Readable | None
     _attaching: Attaching
-    _same: weakref.WeakSet[Closing] | None
+    _same: list[weakref.ref[Closing]]  # it and its duplicates, of which none is closed
 
     def _flushes(self) -> bool:
         """Whether closing has to wait for what is queued: nobody else has this socket open."""
+        with contextlib.suppress(ValueError):  # so that of two that are closed at once one waits
+            self._same.remove(weakref.ref(self))
         port = self._port
         if port.fd < 0 or port.inherited or any(o._port.fd >= 0 for o in self._others()):
             return False
@@ -38,7 +39,8 @@ class Closing(Messages, StandardCalls):
         return False
 
     def _others(self) -> list[Closing]:
-        return [other for other in self._same or () if other is not self]
+        others = [each() for each in list(self._same)]
+        return [other for other in others if other is not None and other is not self]
 
     def _close(self) -> None:
         left, unread = self._left_behind(), self._unread()

@@ -28,7 +28,9 @@ _SETTLED seconds lies behind what stopped it.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel, _tcp
@@ -57,6 +59,9 @@ _FEW = 64
 _INBOX = 4096
 _RECEIVES = 16
 
+# How many messages a receive brings at most.
+_AT_ONCE = 64
+
 # How many clones one look makes at most, how many are kept, and how often before a pause.  Where
 # others fill them, each round comes a little later: who has slept is not interrupted at once by the
 # kernel's worker, which on one CPU would fill each clone before it could be looked at.
@@ -68,6 +73,9 @@ _SOON = 0.002
 # How long to let the clones' owners receive before it is tried again: at first, and at most.
 _RETRY = 0.01
 _LONGEST_RETRY = 0.5
+
+
+_drains: weakref.WeakSet[Drain] = weakref.WeakSet()
 
 
 class Drain:
@@ -86,6 +94,7 @@ class Drain:
         self._retry = _RETRY
         self._not_before = 0.0
         self._bound = 0
+        _drains.add(self)
 
     def advance(
         self, transports: Sequence[Transport], all_fds: Collection[int], by_clones: bool
@@ -171,20 +180,21 @@ class Drain:
             for fd in self._all:
                 _tcp.unparsed(fd)
         for transport in unmarked:
-            transport.mark = port.taken, port.empty
+            transport.mark = port.taken, port.begun
         newest = max(transport.mark for transport in transports if transport.mark is not None)
         capacity = _kernel.memory(self._kcm._fd())[_kernel.RCVBUF] // _SMALLEST_CHARGE + 2
-        self._bound = (len(self._all) + 2) * capacity
+        # Others may have taken some before the mark that are counted behind it.
+        self._bound = (len(self._all) + 2) * capacity + _AT_ONCE
         for _ in range(_RECEIVES):
             if port.held >= _INBOX or self._has_served(newest):
                 break
             port.pull()
-        if len(self._all) > _FEW and port.empty != newest[1]:
+        if len(self._all) > _FEW and port.empty > newest[1]:
             self._make_sure(transports)
 
     def _has_served(self, mark: tuple[int, int] | None) -> bool:
         port = self._port
-        return mark is not None and (port.empty != mark[1] or port.taken - mark[0] >= self._bound)
+        return mark is not None and (port.empty > mark[1] or port.taken - mark[0] >= self._bound)
 
     def _make_sure(self, transports: Sequence[Transport]) -> None:
         """Among many transports: a clone with room shows that none waits, with one look for all."""
@@ -244,3 +254,12 @@ class Drain:
 def _has_room(clone: _kernel.Descriptor) -> bool:
     memory = _kernel.memory(clone.fileno())
     return memory[_kernel.RMEM_ALLOC] < memory[_kernel.RCVBUF]
+
+
+def _close_in_child() -> None:
+    """What clones hold would wait in the child for ever."""
+    for drain in list(_drains):
+        drain.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

@@ -14,8 +14,6 @@ from pykcm._wait import SendSpace, Wait, explained
 from pykcm.errors import Disconnected
 
 if TYPE_CHECKING:
-    import socket
-
     from pykcm._requests import Book, Request
     from pykcm.multiplexor import Multiplexor
 
@@ -37,8 +35,9 @@ class Driver:
 
     def __init__(self, mux: Multiplexor, book: Book) -> None:
         self._mux = mux
+        self._transports = mux._transports
         self._book = book
-        self._attached = mux.transports
+        self._gone = 0
         self._lock = RLock()
         self._unsent: collections.OrderedDict[Request, None] = collections.OrderedDict()
         self._received: collections.deque[bytes] = collections.deque()
@@ -49,11 +48,6 @@ class Driver:
             self._events = select.epoll()
             self._events.register(mux.fileno(), select.EPOLLIN)
             self._events.register(self._nudge.fileno(), select.EPOLLIN)
-
-    def begin(self) -> None:
-        """Before a request is sent: what was lost while none waited does not concern it."""
-        if not self._book.waiting:
-            self._attached = self._mux.transports
 
     def wait(self) -> Wait:
         """What to wait for before `drive` is called again."""
@@ -69,7 +63,7 @@ class Driver:
         self._nudge.set_event(False)
         self._mux._look()
         # Before receiving: what had arrived on those that are gone by now is received then.
-        attached = self._mux.transports
+        gone, attached = self._transports.gone, len(self._transports) > 0
         self._send_unsent()
         with contextlib.suppress(TimeoutError, Disconnected):
             for _ in range(_ROUNDS):
@@ -80,13 +74,13 @@ class Driver:
             self._again = 0.0  # there may be more
             return request.result is None
         self._hand_over()
-        if _any_is_gone(self._attached, attached):
+        if gone != self._gone:
             # With none left, none can answer; but what the kernel keeps, it sends on the next.
-            self._book.lose(at_once=not attached and not self._mux._port.queueing)
-        self._attached = attached
+            self._book.lose(gone, at_once=not attached and not self._mux._port.queueing)
+        self._gone = gone
         left = self._book.expire()
         self._again = _LOOK if left is None else min(left, _LOOK)
-        if _any_is_gone(attached, self._mux.transports):  # meanwhile, by another's look
+        if self._transports.gone != gone:  # meanwhile, by another's look
             self._again = 0.0
         return request.result is None
 
@@ -103,6 +97,7 @@ class Driver:
             self._nudge.set_event(True)
 
     def _sends(self, request: Request) -> bool:
+        request.gone = self._transports.gone
         request.sent = True  # before it is, so that no exception can hide it
         try:
             self._mux.send(request.message, timeout=0)
@@ -121,7 +116,9 @@ class Driver:
                 request = next(iter(self._unsent), None)
                 if request is None:
                     break
-                request.sent = True  # its call may end meanwhile, and must not say that it is not
+                # Its call may end meanwhile, and must not say that it is not sent.
+                request.gone = self._transports.gone
+                request.sent = True
             try:
                 if not self._sends(request):
                     break
@@ -140,8 +137,3 @@ class Driver:
         elif self._space and not self._unsent:
             self._space.close()  # and so is taken out of the epoll
             self._space = None
-
-
-def _any_is_gone(before: list[socket.socket], now: list[socket.socket]) -> bool:
-    there = {id(tcp) for tcp in now}
-    return any(id(tcp) not in there for tcp in before)

@@ -317,7 +317,9 @@ typedef struct {
 	int burst;             /* how many messages the last receive brought */
 	PyObject *guard;       /* see take_fetched */
 	int ahead;             /* how many messages to receive at once, however few are asked for */
-	unsigned long long taken, empty; /* messages received; how often none was there */
+	PyThread_type_lock receiving; /* nobody may overtake what is between the kernel and pending */
+	/* messages received; receives begun, and the last of them that found none */
+	unsigned long long taken, begun, empty;
 
 	/* being sent */
 	PyObject *rest; /* a message of which the kernel took rest_at bytes */
@@ -325,6 +327,7 @@ typedef struct {
 	int rest_flags;
 	int open;    /* a message was begun with MSG_MORE */
 	int batched; /* messages are held back by MSG_BATCH */
+	unsigned long withheld; /* how often sends that hold messages back have begun and ended */
 	int shared;  /* another object or process may use the same socket */
 	PyThread_type_lock sending; /* SOCK_SEQPACKET: nobody may send between the parts of a message */
 	Py_ssize_t sent_many; /* messages that the last send_many queued */
@@ -355,6 +358,15 @@ static void port_drop_pending(Port *port)
 	}
 }
 
+/* Another lock in the place of one that a thread may have held which is not there after a fork. */
+static void renew(PyThread_type_lock *lock)
+{
+	PyThread_type_lock other = *lock ? PyThread_allocate_lock() : NULL;
+
+	if (other)
+		*lock = other;
+}
+
 /* After a fork: others share the socket; and the child has none of its parent's messages, and goes
  * on with none of them. */
 static void port_inherit(Port *port)
@@ -366,8 +378,8 @@ static void port_inherit(Port *port)
 	if (port->generation == generation || port->bound)
 		return;
 	port->generation = generation;
-	if (port->sending)
-		port->sending = PyThread_allocate_lock(); /* another thread may have held it */
+	renew(&port->receiving);
+	renew(&port->sending);
 	queue_clear(&port->inbox);
 	port->open = port->batched = 0;
 	port->told = -1; /* it is the parent's too; the owner makes another */
@@ -376,6 +388,15 @@ static void port_inherit(Port *port)
 	Py_CLEAR(port->part);
 	Py_CLEAR(port->super);
 	port_drop_pending(port);
+}
+
+static void take(PyThread_type_lock lock)
+{
+	if (!PyThread_acquire_lock(lock, NOWAIT_LOCK)) {
+		Py_BEGIN_ALLOW_THREADS
+		PyThread_acquire_lock(lock, WAIT_LOCK);
+		Py_END_ALLOW_THREADS
+	}
 }
 
 /* The owner's Port, a new reference. */
@@ -605,21 +626,20 @@ static void batch_settle(struct batch *batch, int objects, int received, size_t 
 static int port_fetch(Port *port, int count, size_t room)
 {
 	struct batch *batch, **link;
-	int received, number, objects = 0, fd = port->fd;
-	/* What has to be divided needs no object of its own. */
-	size_t expected = port->expected < room && (!port->rule || port->each == 1) ?
-				  port->expected :
-				  0;
+	unsigned long long begun;
+	int received, number, objects = 0, fd;
+	size_t expected;
 
-	if (fd < 0) {
-		raise_error("receive", EBADF);
-		return -1;
-	}
 	if (count > BATCH)
 		count = BATCH;
 	batch = batch_new(room, &count);
 	if (!batch)
 		return -1;
+	take(port->receiving); /* until it is free again no Python code runs */
+	fd = port->fd;
+	begun = ++port->begun;
+	/* What has to be divided needs no object of its own. */
+	expected = port->expected < room && (!port->rule || port->each == 1) ? port->expected : 0;
 	batch->parts = port->keeps_rest && port->seqpacket;
 	if (count == 1 && !batch->parts && !expected) {
 		ssize_t length;
@@ -652,8 +672,10 @@ static int port_fetch(Port *port, int count, size_t room)
 	}
 	if (received <= 0) {
 		batch_spare(batch);
+		PyThread_release_lock(port->receiving);
 		if (received == 0 || number == EAGAIN || number == EINTR) {
-			port->empty += number == EAGAIN;
+			if (number == EAGAIN)
+				port->empty = begun;
 			return 0;
 		}
 		raise_error("receive", number);
@@ -661,7 +683,8 @@ static int port_fetch(Port *port, int count, size_t room)
 	}
 	batch->count = received;
 	port->taken += received;
-	port->empty += received < count;
+	if (received < count)
+		port->empty = begun;
 	if (count > 1)
 		port->burst = received;
 	port->expected = batch_length(batch, received - 1) == port->last &&
@@ -672,6 +695,7 @@ static int port_fetch(Port *port, int count, size_t room)
 	for (link = &port->pending; *link; link = &(*link)->next)
 		;
 	*link = batch;
+	PyThread_release_lock(port->receiving);
 	return received;
 }
 
@@ -761,11 +785,8 @@ static int port_flags(Port *port, int flags)
 
 static void port_lock(Port *port)
 {
-	if (port->sending && !PyThread_acquire_lock(port->sending, NOWAIT_LOCK)) {
-		Py_BEGIN_ALLOW_THREADS
-		PyThread_acquire_lock(port->sending, WAIT_LOCK);
-		Py_END_ALLOW_THREADS
-	}
+	if (port->sending)
+		take(port->sending);
 }
 
 /* Free the lock, and raise what went wrong.  Returns done. */
@@ -778,10 +799,23 @@ static int port_unlock(Port *port, int done, struct failure *failure)
 	return done;
 }
 
+/* After a send: whether messages are held back.  One that holds none back has pushed what was there
+ * before it, but not what other threads hold back since `before`. */
+static void port_note_batched(Port *port, int holds_back, unsigned long before)
+{
+	if (holds_back) {
+		port->withheld++;
+		port->batched = 1;
+	} else if (port->withheld == before) {
+		port->batched = 0;
+	}
+}
+
 /* Send one message.  Returns as port_finish. */
 static int port_send_locked(Port *port, PyObject *message, int flags, struct failure *failure)
 {
 	ssize_t size = PyBytes_Size(message), sent;
+	unsigned long before;
 	int done = port_finish(port, failure);
 
 	if (done <= 0)
@@ -789,12 +823,13 @@ static int port_send_locked(Port *port, PyObject *message, int flags, struct fai
 	if (!size && !(port->open && !(flags & MSG_MORE)))
 		return fail(failure, "empty", EINVAL);
 	flags = port_flags(port, flags);
+	before = port->withheld += !!(flags & MSG_BATCH);
 	sent = port_write(port, PyBytes_AsString(message), size, flags, failure);
 	if (sent < 0)
 		return failure->operation ? -1 : 0;
 	port->open = !!(flags & MSG_MORE);
 	if (!port->open)
-		port->batched = !!(flags & MSG_BATCH);
+		port_note_batched(port, flags & MSG_BATCH, before);
 	if (sent < size)
 		port_keep_rest(port, message, sent, flags);
 	return 1;
@@ -865,6 +900,7 @@ static int port_send_batch_locked(Port *port, PyObject *list, PyObject *ends, Py
 	struct mmsghdr headers[BATCH];
 	struct iovec vectors[BATCH];
 	Py_ssize_t left = PyList_Size(list) - *at;
+	unsigned long before;
 	int count = left < BATCH ? (int)left : BATCH, number, sent, fd = port->fd;
 	int done = port_finish(port, failure);
 
@@ -881,6 +917,7 @@ static int port_send_batch_locked(Port *port, PyObject *list, PyObject *ends, Py
 		headers[i].msg_hdr.msg_iov = &vectors[i];
 		headers[i].msg_hdr.msg_iovlen = 1;
 	}
+	before = ++port->withheld;
 	Py_BEGIN_ALLOW_THREADS
 	sent = sendmmsg(fd, headers, count, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
 	number = errno;
@@ -888,7 +925,7 @@ static int port_send_batch_locked(Port *port, PyObject *list, PyObject *ends, Py
 	if (sent < 0)
 		return number == EAGAIN || number == EINTR ? 0 : fail(failure, "send", number);
 	/* sendmmsg holds all but the last back, and does not come to it when one fails. */
-	port->batched = flags & MSG_BATCH || sent < count;
+	port_note_batched(port, flags & MSG_BATCH || sent < count, before);
 	*at += sent;
 	port->sent_many = messages_until(ends, *at);
 	if (sent && headers[sent - 1].msg_len < vectors[sent - 1].iov_len)
@@ -1201,7 +1238,8 @@ static int receive_once(struct call *call, PyObject **result)
 			count = port->ahead;
 		if (port->rule) /* not many more than are asked for: they die with this process */
 			count = count > port->each ? count / port->each : 1;
-		received = port_fetch(port, count, call->room);
+		/* It may have become more while the call waited. */
+		received = port_fetch(port, count, call->room > port->room ? call->room : port->room);
 		if (received <= 0)
 			return received;
 		/* A signal's handler runs while the message is here, not when it is in nobody's hands. */
@@ -2114,7 +2152,8 @@ static PyObject *port_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	self->generation = generation;
 	self->forks = forks;
 	self->watch = self->told = -1;
-	if (seqpacket && !(self->sending = PyThread_allocate_lock())) {
+	if (!(self->receiving = PyThread_allocate_lock()) ||
+	    (seqpacket && !(self->sending = PyThread_allocate_lock()))) {
 		Py_DECREF(self);
 		return PyErr_NoMemory();
 	}
@@ -2135,6 +2174,8 @@ static void port_dealloc(Port *self)
 	Py_CLEAR(self->rule);
 	Py_CLEAR(self->rest);
 	Py_CLEAR(self->guard);
+	if (self->receiving)
+		PyThread_free_lock(self->receiving);
 	if (self->sending)
 		PyThread_free_lock(self->sending);
 	PyObject_Free(self);
@@ -2186,16 +2227,18 @@ static PyObject *port_tell_method(Port *self, PyObject *unused)
 static PyObject *port_push(Port *self, PyObject *unused)
 {
 	struct failure failure = { 0 };
+	unsigned long before;
 	int done;
 
 	port_inherit(self);
 	port_lock(self);
 	done = port_finish(self, &failure);
+	before = self->withheld;
 	if (done > 0 && self->batched && !self->open && !self->shared) {
 		if (port_write(self, "", 0, port_flags(self, 0), &failure) < 0 && failure.operation)
 			done = -1;
 		else
-			self->batched = 0; /* the kernel pushes before it says that it is full */
+			port_note_batched(self, 0, before); /* pushed also where it is full */
 	}
 	return port_unlock(self, done, &failure) < 0 ? NULL : Py_NewRef(Py_None);
 }
@@ -2289,6 +2332,7 @@ static PyMemberDef port_members[] = {
 	MEMBER(room, T_PYSSIZET, 0),
 	MEMBER(ahead, T_INT, 0),
 	MEMBER(taken, T_ULONGLONG, READONLY),
+	MEMBER(begun, T_ULONGLONG, READONLY),
 	MEMBER(empty, T_ULONGLONG, READONLY),
 	MEMBER(open, T_INT, READONLY),
 	MEMBER(batched, T_INT, READONLY),

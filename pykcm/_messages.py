@@ -29,7 +29,7 @@ else:
 DEFAULT_LINGER = 5.0
 
 # How long a receiver waits until it sees to it that it is served, in seconds.
-_IDLE = 1.0
+IDLE = 1.0
 
 __all__ = ["DEFAULT_LINGER", "Messages", "MultiplexorCalls", "Port", "SocketCalls"]
 
@@ -138,8 +138,8 @@ class Messages:
         """Wait on a descriptor for ever, and look whenever it is readable."""
         while True:
             since = time.monotonic()
-            yield Wait(fd, _IDLE)
-            if time.monotonic() - since < _IDLE:
+            yield Wait(fd, IDLE)
+            if time.monotonic() - since < IDLE:
                 self._look()
             else:
                 self._idle()

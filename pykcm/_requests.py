@@ -58,6 +58,7 @@ class Request:
         own: the number that it had before it was renumbered.
         key: what pairs its answer with it.
         sent: whether it may have been sent.
+        gone: how many connections had gone before it was.
         suspect: whether a connection was lost since.
         again: whether it is sent again, its outcome being unknown.
         left: whether its call has ended.
@@ -69,6 +70,7 @@ class Request:
     own = b""
     key: Hashable = None
     sent = suspect = again = left = False
+    gone = 0
     result: bytes | Exception | None = None
     event: Any = None
 
@@ -211,14 +213,17 @@ class Book:
             self._answered.pop(request.key, None)
             self._given_up[request.key] = time.monotonic() + self._hold
 
-    def lose(self, at_once: bool) -> None:
-        """A connection was lost, and all that had arrived on it was handed over.
+    def lose(self, gone: int, at_once: bool) -> None:
+        """Connections were lost, and all that had arrived on them was handed over.
 
         Args:
+            gone: how many have gone by now.
             at_once: there is no grace.
         """
         with self._lock:
-            requests = [r for r in self.waiting.values() if r.sent and not r.suspect]
+            requests = [
+                r for r in self.waiting.values() if r.sent and not r.suspect and r.gone < gone
+            ]
             self._suspects.append((time.monotonic() + self._grace, requests))
             for request in requests:
                 request.suspect = True

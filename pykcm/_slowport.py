@@ -46,7 +46,8 @@ class Port:
 
     def __init__(self, fd: int, seqpacket: bool, room: int) -> None:
         self.fd, self.seqpacket, self.room = fd, bool(seqpacket), room
-        self.keeps_rest = self.ahead = self.taken = self.empty = 0
+        self.keeps_rest = self.ahead = self.taken = self.begun = self.empty = 0
+        self._receiving = RLock()  # others would overtake what is on its way to the inbox
         self.inbox: collections.deque[bytes] = collections.deque()
         self.events: collections.deque[Any] = collections.deque(maxlen=_MOST_EVENTS)
         self._part = b""
@@ -97,7 +98,7 @@ class Port:
             self.open = self.batched = 0
             self.told = -1  # it is the parent's too; the owner makes another
             self.telling, self.waiting, self.observed = False, 0, 0
-            self._sending = RLock()  # another thread may have held it
+            self._sending, self._receiving = RLock(), RLock()  # other threads may have held them
 
     def tell(self) -> None:
         """Set or clear what tells of messages in the Port."""
@@ -109,7 +110,7 @@ class Port:
 
     def report(self, report: Any) -> None:
         """Keep a report, once."""
-        if not any(event is report for event in self.events):
+        if not any(event is report for event in list(self.events)):
             self.events.append(report)
 
     def __iter__(self) -> Iterator[Any]:
@@ -145,21 +146,28 @@ class Port:
 
     def receive(self, count: int, room: int) -> bool:
         """Receive up to count messages; whether there were any."""
+        with self._receiving:
+            return self._receive(count, room)
+
+    def _receive(self, count: int, room: int) -> bool:
         if self.fd < 0:
             raise make["error"]("receive", errno.EBADF)
         if self.rule is not None:  # not many more than are asked for
             count //= self._each
         count = max(1, min(count, _BATCH, (64 << 20) // room))
         memory = bytearray(room * count)
+        self.begun = begun = self.begun + 1
         try:
             received = _kernel.receive_many(self.fd, memory, room, count, _DONTWAIT)
-        except (BlockingIOError, InterruptedError):
-            self.empty += 1
+        except (BlockingIOError, InterruptedError) as error:
+            if isinstance(error, BlockingIOError):
+                self.empty = begun
             return False
         except OSError as error:
             raise make["error"]("receive", error.errno) from error
         self.taken += len(received)
-        self.empty += len(received) < count
+        if len(received) < count:
+            self.empty = begun
         view = memoryview(memory)
         parts = self.keeps_rest and self.seqpacket
         for i, (length, flags) in enumerate(received):

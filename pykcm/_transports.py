@@ -11,7 +11,6 @@ import contextlib
 import errno
 import select
 import socket
-from _thread import RLock
 from typing import TYPE_CHECKING, Any
 
 from pykcm import _kernel, _tcp
@@ -44,7 +43,7 @@ class Transport:
         target: bytes that have to be parsed before it can be taken off; None for all.
         left: bytes that TCP had and KCM had not taken, when last looked at.
         cut: as `Disconnection` has it.
-        mark: how many messages had been received, and how often none was there, when all of its
+        mark: how many messages had been received, and how many receives begun, when all of its
             bytes were parsed; None while they are not.
         since: from when on its bytes have stayed what they were, though no message waited; 0 if
             they have not.
@@ -114,7 +113,9 @@ class Transports:
         watch: an epoll; readable when one has ended, or has to be looked at again.
         draining: those that have ended or are to be unattached, by our descriptor.
         last: what was reported last.
-        lock: held while they change.
+        lock: held while they change, and through a fork.
+        closed: whether they are looked after no more.
+        gone: how many there were that are not any more.
     """
 
     def __init__(self, kcm: KCMSocket) -> None:
@@ -132,7 +133,9 @@ class Transports:
         self._with_error_queue: set[int] = set()
         self._interrupted = False
         self.last: Disconnection | None = None
-        self.lock = RLock()
+        self.lock = kcm._attaching.lock
+        self.closed = False
+        self.gone = 0
 
     def __iter__(self) -> Iterator[Transport]:
         return iter(list(self._by_fd.values()))
@@ -154,7 +157,10 @@ class Transports:
         max_length: int | None,
         allow_small_buffer: bool,
     ) -> None:
-        """Have a connection watched and attached; once the kernel has it, it stays."""
+        """Have a connection watched and attached; once the kernel has it, it stays.
+
+        The lock is held, so that none looks at what is not attached yet.
+        """
         try:
             self._by_fd[transport.fd] = transport
             self._by_tcp[id(transport.tcp)] = transport
@@ -189,6 +195,8 @@ class Transports:
         # By `with`, which no signal's handler can leave with the lock held; for other threads it is
         # short, since a look never waits.
         with self.lock:
+            if self.closed:
+                return
             self._notice()
             if not self.draining:
                 return
@@ -251,26 +259,34 @@ class Transports:
     ) -> Steps[Disconnection]:
         """Take one off once all that has come is received; if something is raised, it stays."""
         try:
-            if transport.attached[0]:
-                transport.target = _tcp.bytes_received(transport.fd)
-                self.begin_draining(transport)
+            with self.lock:
+                if transport.attached[0]:
+                    transport.target = _tcp.bytes_received(transport.fd)
+                    self.begin_draining(transport)
             look()
             while self._by_fd.get(transport.fd) is transport:
                 yield Wait(self.watch.fileno())
                 look()
         except BaseException:
-            if not transport.attached[0]:
-                self._timer.set_timer(_AT_ONCE)  # the next look goes on
-            else:
-                transport.target = None
-                with contextlib.suppress(FileExistsError):
-                    self.watch.register(transport.fd, select.EPOLLRDHUP)
-                self.draining.pop(transport.fd, None)
+            with self.lock:
+                self._go_on_with(transport)
             raise
         finally:
             self.let_clones_go()
         assert transport.disconnection is not None  # it is made before one is forgotten
         return transport.disconnection
+
+    def _go_on_with(self, transport: Transport) -> None:
+        """It was to be unattached; if it still is attached, it stays."""
+        if self.closed:
+            return
+        if not transport.attached[0]:
+            self._timer.set_timer(_AT_ONCE)  # the next look goes on
+        else:
+            transport.target = None
+            with contextlib.suppress(FileExistsError):
+                self.watch.register(transport.fd, select.EPOLLRDHUP)
+            self.draining.pop(transport.fd, None)
 
     def let_clones_go(self) -> None:
         """Give back what the drain's clones hold: a call that has kept some waits no more."""
@@ -279,6 +295,7 @@ class Transports:
 
     def forget(self, transport: Transport) -> None:
         """Let go of a transport that was taken off and reported."""
+        self.gone += transport.fd in self._by_fd
         if transport.hand_over:
             transport.tcp.close()
         self._forget(transport)
@@ -299,10 +316,13 @@ class Transports:
     def close(self, restore: bool, hand_over: bool) -> None:
         """Let go of all; the kernel has taken them off, or clones go on with them.
 
+        Where other threads may look, the lock is held.
+
         Args:
             restore: whether nobody goes on with them, so that they are as they were.
             hand_over: whether to close those that were handed over.
         """
+        self.closed = True
         self._drain.close()
         for transport in self:
             if restore:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import warnings
 from typing import TYPE_CHECKING
 
 from pykcm._disconnection import Disconnection, Reason
-from pykcm._messages import Messages, MultiplexorCalls, late_with, unread_text
+from pykcm._messages import IDLE, Messages, MultiplexorCalls, late_with, unread_text
 from pykcm._wait import Readable, SendSpace, Steps, Wait
 from pykcm.errors import Disconnected, KCMOSError, UnreadWarning
 
@@ -87,6 +88,8 @@ class Upkeep(Messages, MultiplexorCalls):
         """Have what depends on the transports and clones follow them."""
         port = self._port
         with self._transports.lock:
+            if self._transports.closed:
+                return
             attached = len(self._transports) > 0
             if attached:
                 port.over = False
@@ -149,7 +152,7 @@ class Upkeep(Messages, MultiplexorCalls):
 
     def _event_steps(self) -> Steps[None]:
         while True:
-            yield Wait(self._port.watch)
+            yield Wait(self._port.watch, IDLE)  # another call's look may have been told
 
     def _flush_steps(self) -> Steps[None]:
         self._check()
@@ -175,6 +178,11 @@ class Upkeep(Messages, MultiplexorCalls):
         return not (self._closed or self._port.inherited)
 
     def _close(self) -> None:
+        # After a fork there is no other thread, but one may have had the lock.
+        with contextlib.nullcontext() if self._port.inherited else self._transports.lock:
+            self._end_all()
+
+    def _end_all(self) -> None:
         if self._closed and self.socket.fileno() < 0:
             return
         own, shared, described = not self._port.inherited, self._clones.may_receive(), repr(self)
@@ -195,4 +203,5 @@ class Upkeep(Messages, MultiplexorCalls):
     def __del__(self) -> None:
         if hasattr(self, "_port") and not self._closed:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-            self._close()
+            # Without the lock, which nobody else can have: this may run in the middle of anything.
+            self._end_all()

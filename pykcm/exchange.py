@@ -127,7 +127,6 @@ class Exchange:
         self, request: Request, retry: int, arm: Callable[[Request], None]
     ) -> Generator[Wait | Request, None, bytes]:
         try:
-            self._driver.begin()
             self._book.enter(request)
             self._driver.send(request)
             while True:
@@ -142,6 +141,7 @@ class Exchange:
                 self._book.enter(request, again=True)
                 self._driver.send(request)
         except TimeoutError:
+            self._driver.forget(request)  # before it is told whether it was sent
             raise request.late() from None
         except Disconnected as error:
             if request.again:  # it was not sent again, but before
@@ -173,8 +173,8 @@ class Exchange:
         """Its call ends; may be done twice."""
         if request.left:
             return
-        self._book.leave(request)
         self._driver.forget(request)
+        self._book.leave(request)
         with self._lock:
             self._followers.pop(request, None)
             if self._leader is request:

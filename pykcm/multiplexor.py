@@ -138,11 +138,14 @@ class Multiplexor(Upkeep):
                 f"{tcp} is a number; a Multiplexor takes sockets, which socket.socket(fileno={tcp})"
                 " makes of descriptors",
             )
-        fd = descriptor_of(tcp)
-        program_fd, max_length = self.socket._attaching.delineate(self._framing, self._batch)
+        fd, program_fd = descriptor_of(tcp), -1
         try:
-            transport = Transport(tcp, fd, hand_over)
-            self._transports.attach(transport, program_fd, max_length, allow_small_buffer)
+            with self._transports.lock:
+                self._check()  # again: another thread may have closed it
+                delineated = self.socket._attaching.delineate(self._framing, self._batch)
+                program_fd, max_length = delineated
+                transport = Transport(tcp, fd, hand_over)
+                self._transports.attach(transport, program_fd, max_length, allow_small_buffer)
         except OSError as error:
             if isinstance(error, KCMOSError):
                 raise
@@ -201,8 +204,9 @@ class Multiplexor(Upkeep):
         gone it is readable until `recv` has raised `Disconnected` or `disconnections` was called.
         """
         self._check()
-        if self._all is None:
-            self._all = Readable(self._fd(), self._port.watch, self._port.told)
+        with self._transports.lock:
+            if self._all is None:
+                self._all = Readable(self._fd(), self._port.watch, self._port.told)
         self._port.observed = True
         self._port.tell()
         return self._all.fileno()

@@ -65,7 +65,7 @@ class KCMSocket(Closing, Following):
         self._end: _kernel.Descriptor | None = None
         self._attaching = Attaching()
         self._options: dict[int, _tcp.Options] = {}
-        self._same: weakref.WeakSet[Closing] | None = None
+        self._same: list[weakref.ref[Closing]] = []
         # Readable while messages wait in this object, which super messages bring.
         self._told: _kernel.Descriptor | None = None
         self._all: Readable | None = None
@@ -188,7 +188,12 @@ class KCMSocket(Closing, Following):
             ArgumentError: the multiplexor's messages could not all be divided alike.
         """
         self._fd()
-        tcp_fd = descriptor_of(tcp)
+        with self._attaching.lock:
+            self._attach(descriptor_of(tcp), framing, batch, allow_small_buffer)
+
+    def _attach(
+        self, tcp_fd: int, framing: Delineation, batch: int, allow_small_buffer: bool
+    ) -> None:
         program_fd, max_length = self._attaching.delineate(framing, batch)
         cookie = None
         with contextlib.suppress(OSError):
@@ -260,10 +265,14 @@ class KCMSocket(Closing, Following):
         other._port.keeps_rest = self._port.keeps_rest
         self._have_divided_by(other)
         self._port.shared = other._port.shared = True
-        if self._same is None:
-            self._same = weakref.WeakSet([self])
-        self._same.add(other)
-        other._same = self._same
+        with self._attaching.lock:
+            if not self._same:
+                self._same.append(weakref.ref(self))
+            # The dead are let go of, but not by a new list, of which others would not know.
+            for each in [each for each in self._same if each() is None]:
+                self._same.remove(each)
+            self._same.append(weakref.ref(other))
+            other._same = self._same
         return other
 
     def fileno(self) -> int:
@@ -277,9 +286,10 @@ class KCMSocket(Closing, Following):
         if port.rule is None or port.bound or port.fd < 0:
             return super().fileno()
         port.tell()
-        self._have_told()
-        if self._all is None:
-            self._all = Readable(port.fd, port.told)
+        with self._attaching.lock:
+            self._have_told()
+            if self._all is None:
+                self._all = Readable(port.fd, port.told)
         port.observed = True
         port.tell()
         return self._all.fileno()
