@@ -44,6 +44,15 @@ TESTS = (
     "test_multiplexor",
     "test_super_messages",
 )
+# Of those, with why.
+LEFT_OUT = {
+    "test_defects_transports.py::test_21_a_thousand_connections_reset_at_once": (
+        "it asks for seconds, which KASAN makes longer"
+    ),
+    "test_multiplexor.py::test_cycles_leave_nothing_behind": (
+        "KASAN holds freed memory back, which then counts as in use"
+    ),
+}
 SELFTEST = "selftest"
 
 
@@ -98,7 +107,8 @@ def commands(stress: float, seed: int, tests: list[str], filtered: str) -> dict[
     if tests:
         paths = [f"{KERNEL_TESTS[-1]}/{name}.py" for name in tests]
         report = f"--junitxml={(TARGET / 'tests.xml').relative_to(ROOT)}"
-        found["tests"] = [*KERNEL_TESTS[:-1], "--timeout=300", report, *paths]
+        left_out = [f"--deselect={KERNEL_TESTS[-1]}/{name}" for name in LEFT_OUT]
+        found["tests"] = [*KERNEL_TESTS[:-1], "--timeout=300", report, *left_out, *paths]
     return found
 
 
@@ -201,6 +211,9 @@ def main() -> int:
     for name in tests:
         if not (ROOT / KERNEL_TESTS[-1] / f"{name}.py").exists():
             parser.error(f"there is no {KERNEL_TESTS[-1]}/{name}.py")
+    for name, reason in LEFT_OUT.items():
+        if name.partition(".")[0] in tests:
+            print(f"debug: {name.partition('::')[2]} is left out: {reason}", file=sys.stderr)
     flavour = building.KCSAN if arguments.kcsan else building.DEBUG
     try:
         directory = building.build(flavour)
