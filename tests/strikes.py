@@ -127,6 +127,7 @@ def strike_everywhere(case: Callable[[], Case], *, lines: bool = False) -> int:
     """
     striker = _Striker(lines)
     rehearse(case)  # what is loaded or made once
+    gc.collect()  # what others left, whose descriptors would go meanwhile
     missed = 0
     while missed < 2:  # in how many steps a wait ends may differ
         before = descriptors()
