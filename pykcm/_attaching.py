@@ -7,7 +7,9 @@ import errno
 import socket as _socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pykcm import _forking, _kernel, _tcp
+from pykcm import _kernel, _tcp
+from pykcm._forking import lock
+from pykcm._wait import explained
 from pykcm.errors import ArgumentError, AttachError, KCMOSError
 
 if TYPE_CHECKING:
@@ -26,14 +28,9 @@ LARGEST_MESSAGE = (1 << 31) - 2
 
 
 class Attaching:
-    """How a KCM socket attaches connections.
-
-    Attributes:
-        lock: held while one is attached, and through a fork.
-    """
+    """How a KCM socket attaches connections."""
 
     def __init__(self) -> None:
-        self.lock = _forking.lock()
         self._program: tuple[Framing, int, bpf.Program] | None = None
         # What transports were attached with, each once; unused once super messages are divided.
         self._delineations: list[Delineation] = []
@@ -43,7 +40,8 @@ class Attaching:
     def delineate(self, framing: Delineation, batch: int = 1) -> tuple[int, int | None]:
         """A program's descriptor, and the longest message if it is known.
 
-        A framing's program is loaded once: the verifier takes long over some.
+        A framing's program is loaded once: the verifier takes long over some.  Another thread may
+        close it, unless the lock is held.
         """
         max_length = longest_message(framing)
         if isinstance(framing, int):
@@ -54,9 +52,19 @@ class Attaching:
             return framing.fd, max_length
         if self._program is None or self._program[:2] != (framing, batch):
             program = framing.load(batch=batch)
-            self.close()
-            self._program = framing, batch, program
+            with lock:
+                self.close()
+                self._program = framing, batch, program
         return self._program[2].fd, max_length
+
+    def get_ready(self, type: int, framing: Delineation, batch: int) -> None:
+        """Do what takes long, before the lock is taken to attach."""
+        from pykcm import _trials
+
+        self.delineate(framing, batch)
+        if type == _socket.SOCK_SEQPACKET:
+            with explained():
+                _trials.seqpacket_keeps_the_rest()
 
     @contextlib.contextmanager
     def dividing(self, port: Port, framing: Delineation, batch: int, done: Any) -> Iterator[None]:

@@ -9,12 +9,13 @@ import random
 import select
 import socket
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pykcm import _kernel, _tcp
 from pykcm._wait import Wait, explained
-from pykcm.errors import AttachError, ConnectFailed, Disconnected
+from pykcm.errors import AttachError, ConnectFailed, Disconnected, KCMOSError
 
 if TYPE_CHECKING:
     from pykcm._disconnection import Disconnection
@@ -47,6 +48,7 @@ class Keeping:
         self._mux, self._size = mux, size
         self._attempts, self._backoff, self._failures = attempts, backoff, 0
         self._members: list[_Member] = []
+        self._kept = allocate_lock()  # held while somebody does
         with explained():
             self._told, self._stopped = _kernel.Descriptor.event(), _kernel.Descriptor.event()
             self._events = select.epoll()
@@ -73,7 +75,13 @@ class Keeping:
         return self.steps()
 
     def steps(self) -> Steps:
-        """Go on until stopped."""
+        """Go on until stopped.
+
+        Raises:
+            KCMOSError: EBUSY, another call keeps them.
+        """
+        if not self._kept.acquire(blocking=False):
+            raise KCMOSError(errno.EBUSY, "the pool is kept already, by a `with` block or a call")
         try:
             while not _kernel.is_readable(self._stopped.fileno()):
                 self._told.set_event(False)
@@ -99,6 +107,7 @@ class Keeping:
             # Or our descriptors would keep connections open that the Multiplexor has closed.
             while self._members:
                 self._members.pop().fd.close()
+            self._kept.release()
 
     def _pause_after(self, error: OSError) -> float:
         self._failures += 1

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel
-from pykcm._wait import Steps, Wait, apause, arun, checkpoint, pause, run
+from pykcm._wait import IDLE, Steps, Wait, apause, arun, checkpoint, pause, run
 from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ else:
 
 #: How long `close` waits by default for queued messages to reach TCP, in seconds.
 DEFAULT_LINGER = 5.0
-
-# How long a receiver waits until it sees to it that it is served, in seconds.
-IDLE = 1.0
 
 __all__ = ["DEFAULT_LINGER", "Messages", "MultiplexorCalls", "Port", "SocketCalls"]
 

@@ -13,10 +13,11 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from pykcm import _kernel, _tcp
+from pykcm import _forking, _kernel, _tcp
 from pykcm._disconnection import Disconnection, Reason, reason_of
 from pykcm._draining import Drain
-from pykcm._wait import Wait
+from pykcm._wait import IDLE, Wait
+from pykcm.errors import KCMOSError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ class Transports:
         watch: an epoll; readable when one has ended, or has to be looked at again.
         draining: those that have ended or are to be unattached, by our descriptor.
         last: what was reported last.
-        lock: held while they change, and through a fork.
+        lock: held while they change.
         closed: whether they are looked after no more.
         gone: how many there were that are not any more.
     """
@@ -133,7 +134,7 @@ class Transports:
         self._with_error_queue: set[int] = set()
         self._interrupted = False
         self.last: Disconnection | None = None
-        self.lock = kcm._attaching.lock
+        self.lock = _forking.lock
         self.closed = False
         self.gone = 0
 
@@ -259,22 +260,29 @@ class Transports:
     ) -> Steps[Disconnection]:
         """Take one off once all that has come is received; if something is raised, it stays."""
         try:
-            with self.lock:
-                if transport.attached[0]:
-                    transport.target = _tcp.bytes_received(transport.fd)
-                    self.begin_draining(transport)
+            self._begin_unattaching(transport)
             look()
             while self._by_fd.get(transport.fd) is transport:
-                yield Wait(self.watch.fileno())
+                yield Wait(self.watch.fileno(), IDLE)  # another call's look may have been told
+                if transport.fd not in self.draining:  # another call has given it up
+                    self._begin_unattaching(transport)
                 look()
-        except BaseException:
+        except BaseException as error:
             with self.lock:
                 self._go_on_with(transport)
-            raise
+                if not (isinstance(error, TimeoutError) and transport.disconnection):
+                    raise
         finally:
             self.let_clones_go()
-        assert transport.disconnection is not None  # it is made before one is forgotten
+        if transport.disconnection is None:
+            raise KCMOSError(errno.EBADF, "the multiplexor was closed, and has taken it off")
         return transport.disconnection
+
+    def _begin_unattaching(self, transport: Transport) -> None:
+        with self.lock:
+            if transport.attached[0] and not self.closed:
+                transport.target = _tcp.bytes_received(transport.fd)
+                self.begin_draining(transport)
 
     def _go_on_with(self, transport: Transport) -> None:
         """It was to be unattached; if it still is attached, it stays."""
@@ -287,6 +295,8 @@ class Transports:
             with contextlib.suppress(FileExistsError):
                 self.watch.register(transport.fd, select.EPOLLRDHUP)
             self.draining.pop(transport.fd, None)
+            if not self.draining:
+                self._timer.set_timer(0)
 
     def let_clones_go(self) -> None:
         """Give back what the drain's clones hold: a call that has kept some waits no more."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import warnings
 from typing import TYPE_CHECKING
 
 from pykcm._disconnection import Disconnection, Reason
-from pykcm._messages import IDLE, Messages, MultiplexorCalls, late_with, unread_text
-from pykcm._wait import Readable, SendSpace, Steps, Wait
+from pykcm._forking import lock
+from pykcm._messages import Messages, MultiplexorCalls, late_with, unread_text
+from pykcm._wait import IDLE, Readable, SendSpace, Steps, Wait
 from pykcm.errors import Disconnected, KCMOSError, UnreadWarning
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Upkeep(Messages, MultiplexorCalls):
     def _settle(self) -> None:
         """Have what depends on the transports and clones follow them."""
         port = self._port
-        with self._transports.lock:
+        with lock:
             if self._transports.closed:
                 return
             attached = len(self._transports) > 0
@@ -102,8 +102,7 @@ class Upkeep(Messages, MultiplexorCalls):
             port.tell()
 
     def _let_clones_go(self) -> None:
-        if not self._port.inherited:  # a thread that is not there any more may have the lock
-            self._transports.let_clones_go()
+        self._transports.let_clones_go()
 
     def _look_for_ends(self) -> None:
         if not self.socket.recv_disabled:
@@ -167,7 +166,7 @@ class Upkeep(Messages, MultiplexorCalls):
                         raise Disconnected(
                             errno.EPIPE, f"{left} bytes were not sent, and no transport is left"
                         )
-                    yield Wait(space.fileno())
+                    yield Wait(space.fileno(), IDLE)
                     space.clear()
             except TimeoutError:
                 raise late_with(left) from None
@@ -178,23 +177,19 @@ class Upkeep(Messages, MultiplexorCalls):
         return not (self._closed or self._port.inherited)
 
     def _close(self) -> None:
-        # After a fork there is no other thread, but one may have had the lock.
-        with contextlib.nullcontext() if self._port.inherited else self._transports.lock:
-            self._end_all()
-
-    def _end_all(self) -> None:
         if self._closed and self.socket.fileno() < 0:
             return
         own, shared, described = not self._port.inherited, self._clones.may_receive(), repr(self)
         unread = self._port.held if own and shared else 0
         self._closed = True
         try:
-            self._port.told = self._port.watch = -1  # before others may have these numbers
-            if self._all is not None:
-                self._all.close()
-            self._transports.close(restore=own and not shared, hand_over=own)
-            self._told.close()
-            self._clones.close()
+            with lock:
+                self._port.told = self._port.watch = -1  # before others may have these numbers
+                if self._all is not None:
+                    self._all.close()
+                self._transports.close(restore=own and not shared, hand_over=own)
+                self._told.close()
+                self._clones.close()
         finally:
             self.socket._close()
         if unread:
@@ -203,5 +198,4 @@ class Upkeep(Messages, MultiplexorCalls):
     def __del__(self) -> None:
         if hasattr(self, "_port") and not self._closed:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-            # Without the lock, which nobody else can have: this may run in the middle of anything.
-            self._end_all()
+            self._close()

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: After how many seconds a call that waits looks again, though nothing was told: another call may
+#: have been told, the object be closed, or Linux have passed a socket by.
+IDLE = 1.0
+
 # Seconds; longer waits are several.  A signal that comes just before poll(2) does not end it.
 _LONGEST_POLL = 1.0
 
@@ -209,7 +213,7 @@ class SendSpace:
         while True:
             self.clear()
             yield Wait(self._fd, 0.0)
-            yield Wait(self._fd)
+            yield Wait(self._fd, IDLE)
 
     def clear(self) -> None:
         """Take the event, before trying the socket again."""

@@ -11,6 +11,7 @@ from pykcm import _kernel
 from pykcm._attaching import LARGEST_MESSAGE, Delineation, descriptor_of, longest_message
 from pykcm._clones import Clones
 from pykcm._disconnection import Disconnection
+from pykcm._forking import lock
 from pykcm._messages import DEFAULT_LINGER
 from pykcm._transports import Transport, Transports
 from pykcm._upkeep import AHEAD, Upkeep
@@ -138,12 +139,12 @@ class Multiplexor(Upkeep):
                 f"{tcp} is a number; a Multiplexor takes sockets, which socket.socket(fileno={tcp})"
                 " makes of descriptors",
             )
-        fd, program_fd = descriptor_of(tcp), -1
+        fd, program_fd, attaching = descriptor_of(tcp), -1, self.socket._attaching
+        attaching.get_ready(self.socket.type, self._framing, self._batch)
         try:
-            with self._transports.lock:
+            with lock:
                 self._check()  # again: another thread may have closed it
-                delineated = self.socket._attaching.delineate(self._framing, self._batch)
-                program_fd, max_length = delineated
+                program_fd, max_length = attaching.delineate(self._framing, self._batch)
                 transport = Transport(tcp, fd, hand_over)
                 self._transports.attach(transport, program_fd, max_length, allow_small_buffer)
         except OSError as error:
@@ -204,7 +205,7 @@ class Multiplexor(Upkeep):
         gone it is readable until `recv` has raised `Disconnected` or `disconnections` was called.
         """
         self._check()
-        with self._transports.lock:
+        with lock:
             if self._all is None:
                 self._all = Readable(self._fd(), self._port.watch, self._port.told)
         self._port.observed = True

@@ -74,6 +74,7 @@ class Pool:
             ConnectFailed: so many attempts in a row have failed; its cause is the last failure.
             TimeoutError: the time, in seconds, is over; a `connect` under way is waited for.
             CapabilityError and others: as of `Multiplexor.attach`; they are not tried again.
+            KCMOSError: EBUSY, the pool is kept already, by a `with` block or another call.
         """
         with contextlib.closing(self._keeping.begin()) as steps:
             self._drive(steps, deadline_after(timeout), forever=False)

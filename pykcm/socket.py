@@ -17,8 +17,9 @@ from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor
 from pykcm._binding import lib
 from pykcm._closing import Closing
 from pykcm._following import Following
+from pykcm._forking import lock
 from pykcm._messages import Port, late_with, unread_text
-from pykcm._wait import Readable, SendSpace, Steps, Wait, explained
+from pykcm._wait import IDLE, Readable, SendSpace, Steps, Wait, explained
 from pykcm.errors import (
     ArgumentError,
     KCMOSError,
@@ -188,8 +189,10 @@ class KCMSocket(Closing, Following):
             ArgumentError: the multiplexor's messages could not all be divided alike.
         """
         self._fd()
-        with self._attaching.lock:
-            self._attach(descriptor_of(tcp), framing, batch, allow_small_buffer)
+        tcp_fd = descriptor_of(tcp)
+        self._attaching.get_ready(self.type, framing, batch)
+        with lock:
+            self._attach(tcp_fd, framing, batch, allow_small_buffer)
 
     def _attach(
         self, tcp_fd: int, framing: Delineation, batch: int, allow_small_buffer: bool
@@ -265,7 +268,7 @@ class KCMSocket(Closing, Following):
         other._port.keeps_rest = self._port.keeps_rest
         self._have_divided_by(other)
         self._port.shared = other._port.shared = True
-        with self._attaching.lock:
+        with lock:
             if not self._same:
                 self._same.append(weakref.ref(self))
             # The dead are let go of, but not by a new list, of which others would not know.
@@ -286,7 +289,7 @@ class KCMSocket(Closing, Following):
         if port.rule is None or port.bound or port.fd < 0:
             return super().fileno()
         port.tell()
-        with self._attaching.lock:
+        with lock:
             self._have_told()
             if self._all is None:
                 self._all = Readable(port.fd, port.told)
@@ -371,7 +374,7 @@ class KCMSocket(Closing, Following):
             left = 0
             try:
                 while left := self._push():
-                    yield Wait(space.fileno())
+                    yield Wait(space.fileno(), IDLE)
                     space.clear()
             except TimeoutError:
                 raise late_with(left) from None

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 import pykcm
-from pykcm import Exchange, KCMSocket, LengthField, Multiplexor, OutcomeUnknown, _kernel
+from pykcm import Exchange, KCMSocket, LengthField, Multiplexor, OutcomeUnknown, Pool, _kernel
 from pykcm._binding import lib
+from pykcm._draining import Drain
 from pykcm._requests import Request
 from tests.unit.stand_in import PATIENCE, World, stand_in
 
@@ -325,3 +326,99 @@ def test_a_fork_waits_for_a_look(world: World) -> None:
         assert not free
     thread.join()
     assert free == [0]
+
+
+class Waiting:
+    """A call in a thread, and what it returned or raised."""
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self._outcome: list[Any] = []
+        self._thread = threading.Thread(
+            target=lambda: self._outcome.append(result_of(action)), daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def outcome(self) -> Any:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "it waits for ever"
+        return self._outcome[0]
+
+
+def test_an_unattach_whose_transport_another_look_takes_off(world: World) -> None:
+    def look() -> None:
+        list(world.mux.disconnections())
+        time.sleep(0.0005)
+
+    with Beside(look) as looker:
+        for _ in range(10):
+            near, far = world.connections.new()
+            world.mux.attach(near)
+            far.sendall(b"x")  # which the stand-in never takes
+            waiting = Waiting(lambda near=near: world.mux.unattach(near, timeout=PATIENCE))  # type: ignore[misc]
+            assert waiting.outcome.tcp is near
+            far.close()
+            near.close()
+    assert looker.error is None
+
+
+def test_two_unattach_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Drain.advance
+    monkeypatch.setattr(Drain, "advance", lambda self, *arguments: ([], 0.01))
+    patient = Waiting(lambda: world.mux.unattach(world.near))
+    with pytest.raises(TimeoutError):
+        world.mux.unattach(world.near, timeout=0.1)
+    monkeypatch.setattr(Drain, "advance", advance)
+    assert patient.outcome.tcp is world.near
+
+
+def test_no_spin_after_an_unattach_that_was_late(world: World) -> None:
+    world.far.sendall(b"x")
+    with pytest.raises(TimeoutError):
+        world.mux.unattach(world.near, timeout=0.02)
+    before = time.thread_time()
+    with pytest.raises(TimeoutError):
+        world.mux.recv(timeout=0.5)
+    assert time.thread_time() - before < 0.1
+
+
+def test_closing_beside_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def send() -> None:
+        while True:
+            world.mux.send(b"x" * 1000)
+
+    def flush() -> None:
+        world.mux.flush()
+
+    def unsent(fd: int) -> tuple[int, ...]:
+        found = list(memory(fd))
+        found[_kernel.WMEM_QUEUED] = 100
+        return tuple(found)
+
+    memory = _kernel.memory
+    monkeypatch.setattr(Drain, "advance", lambda self, *arguments: ([], 0.01))
+    calls = [Waiting(lambda: world.mux.unattach(world.near)), Waiting(world.mux.recv)]
+    time.sleep(0.1)
+    monkeypatch.setattr(_kernel, "memory", unsent)
+    calls += [Waiting(send), Waiting(flush)]
+    time.sleep(0.1)
+    with pytest.warns(pykcm.UnsentWarning):
+        world.mux.close(0)
+    for call in calls:
+        assert isinstance(call.outcome, pykcm.KCMOSError)
+        assert call.outcome.errno == errno.EBADF
+
+
+def test_a_pool_is_kept_by_one(world: World) -> None:
+    def connect() -> socket.socket:
+        near, far = world.connections.new()
+        fars.append(far)
+        return near
+
+    fars: list[socket.socket] = []
+    with Pool(world.mux, connect, 2) as pool, pytest.raises(pykcm.KCMOSError) as info:
+        pool.fill(1)
+    assert info.value.errno == errno.EBUSY
+    pool.fill(PATIENCE)
+    for far in fars:
+        far.close()
