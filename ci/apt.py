@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# What apt says where an archive's files are of two versions.
+_REPLACED = re.compile("Hash Sum mismatch|unexpected size|Mirror sync in progress")
 
 
 class UnavailableError(Exception):
@@ -129,7 +133,15 @@ class Apt:
         self.archives = home / "archives"
 
     def update(self) -> None:
-        run("apt-get", *self.options, "--quiet=2", "update")
+        """Fetch the archive's lists; again, if they were about to be replaced by newer ones."""
+        for pause in (5, 30, 60, None):
+            try:
+                run("apt-get", *self.options, "--quiet=2", "update")
+                return
+            except UnavailableError as error:
+                if pause is None or not _REPLACED.search(str(error)):
+                    raise
+                time.sleep(pause)
 
     def names(self, prefix: str) -> list[str]:
         return run("apt-cache", *self.options, "pkgnames", prefix).split()

@@ -1,0 +1,51 @@
+"""ci/apt.py where the archive is just being replaced."""
+
+from __future__ import annotations
+
+import pytest
+
+from ci import apt
+
+
+class Archive:
+    """An archive whose lists do not fit together the first few times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int, text: str) -> None:
+        self.pauses: list[float] = []
+        self._failures, self._text = failures, text
+        monkeypatch.setattr("time.sleep", self.pauses.append)
+        monkeypatch.setattr(apt, "run", self._run)
+
+    def _run(self, *command: object) -> str:
+        if self._failures:
+            self._failures -= 1
+            raise apt.UnavailableError(self._text)
+        return ""
+
+    def update(self) -> None:
+        fetching = apt.Apt.__new__(apt.Apt)
+        fetching.options = []
+        fetching.update()
+
+
+MISMATCH = "`apt-get update` failed with status 100: E: Failed to fetch … Hash Sum mismatch"
+
+
+def test_it_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(monkeypatch, 2, MISMATCH)
+    archive.update()
+    assert len(archive.pauses) == 2
+
+
+def test_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(monkeypatch, 100, MISMATCH)
+    with pytest.raises(apt.UnavailableError, match="Hash Sum"):
+        archive.update()
+    assert sum(archive.pauses) < 120
+
+
+def test_no_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(monkeypatch, 100, "E: Temporary failure resolving the archive")
+    with pytest.raises(apt.UnavailableError, match="resolving"):
+        archive.update()
+    assert archive.pauses == []
