@@ -170,6 +170,7 @@ def own_part(kernel: Kernel, run_of: Run) -> bytes:
     assert kernel.modules
     with tempfile.TemporaryDirectory(dir=run_of.directory) as scratch:
         tree = Path(scratch)
+        tree.chmod(0o755)  # it becomes the guest's root, which all may enter
         installed = kernel.modules / kernel.release
         own = tree / "lib" / "modules" / kernel.release
         own.mkdir(parents=True)
