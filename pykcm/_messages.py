@@ -18,6 +18,7 @@ from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncat
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pykcm._attaching import Attaching
     from pykcm._fastpath import MultiplexorCalls, Port, SocketCalls, setup
 else:
     try:
@@ -66,6 +67,7 @@ class Messages:
     """How the calls of a class with a Port wait."""
 
     _port: Port
+    _attaching: Attaching
 
     def _fd(self) -> int:
         """The KCM socket's descriptor.
@@ -132,14 +134,20 @@ class Messages:
             _kernel.serve_again(self._fd())
 
     def _until_readable(self, fd: int) -> Steps[None]:
-        """Wait on a descriptor for ever, and look whenever it is readable."""
+        """Wait on a descriptor for ever, and look whenever it is readable.
+
+        Where no other socket could be served in the place of this one, without a time-out, which
+        costs a task much.
+        """
         while True:
-            since = time.monotonic()
-            yield Wait(fd, IDLE)
-            if time.monotonic() - since < IDLE:
-                self._look()
+            if self._attaching.has_siblings or self._port.shared:
+                since = time.monotonic()
+                yield Wait(fd, IDLE)
+                if time.monotonic() - since >= IDLE:
+                    self._serve_again()
             else:
-                self._idle()
+                yield Wait(fd)
+            self._look()
 
     def _receive_steps(self) -> Steps[None]:
         raise NotImplementedError

@@ -70,8 +70,9 @@ class Multiplexor(Upkeep):
         longest = longest_message(framing) or DEFAULT_MAX_MESSAGE_SIZE
         self.socket: KCMSocket = KCMSocket(type, max_message_size=min(longest, LARGEST_MESSAGE))
         self.socket.setblocking(False)
+        self._attaching = self.socket._attaching
         try:
-            self.socket._attaching.divide(self.socket._port, framing, batch)
+            self._attaching.divide(self.socket._port, framing, batch)
             with explained():
                 self._transports = Transports(self.socket)
                 self._clones = Clones(self.socket)
@@ -139,12 +140,12 @@ class Multiplexor(Upkeep):
                 f"{tcp} is a number; a Multiplexor takes sockets, which socket.socket(fileno={tcp})"
                 " makes of descriptors",
             )
-        fd, program_fd, attaching = descriptor_of(tcp), -1, self.socket._attaching
-        attaching.get_ready(self.socket.type, self._framing, self._batch)
+        fd, program_fd = descriptor_of(tcp), -1
+        self._attaching.get_ready(self.socket.type, self._framing, self._batch)
         try:
             with lock:
                 self._check()  # again: another thread may have closed it
-                program_fd, max_length = attaching.delineate(self._framing, self._batch)
+                program_fd, max_length = self._attaching.delineate(self._framing, self._batch)
                 transport = Transport(tcp, fd, hand_over)
                 self._transports.attach(transport, program_fd, max_length, allow_small_buffer)
         except OSError as error:

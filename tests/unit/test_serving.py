@@ -55,9 +55,9 @@ def test_while_a_socket_waits_that_no_multiplexor_made(world: World, kernel: For
 
 def test_while_a_task_waits(world: World, kernel: Forgetful) -> None:
     async def main() -> None:
-        assert await asyncio.wait_for(world.mux.arecv(), PATIENCE) == b"kept back"
-        kernel.waiting.append(b"another")
         with world.mux.clone() as clone:
+            assert await asyncio.wait_for(world.mux.arecv(), PATIENCE) == b"kept back"
+            kernel.waiting.append(b"another")
             assert await asyncio.wait_for(clone.arecv(), PATIENCE) == b"another"
 
     asyncio.run(main())
