@@ -177,7 +177,7 @@ class Drain:
         port = self._port
         unmarked = [transport for transport in transports if transport.mark is None]
         if unmarked and len(self._all) <= _FEW:
-            for fd in self._all:
+            for fd in list(self._all):  # which an attach may change
                 _tcp.unparsed(fd)
         for transport in unmarked:
             transport.mark = port.taken, port.begun
@@ -201,7 +201,7 @@ class Drain:
         with contextlib.closing(self._clone()) as clone:
             has_room = _has_room(clone)
         if not has_room:
-            for fd in self._all:
+            for fd in list(self._all):  # which an attach may change
                 _tcp.unparsed(fd)
             for transport in transports:
                 transport.mark = None

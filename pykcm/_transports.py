@@ -204,7 +204,7 @@ class Transports:
             # First, for what may be raised on the way: the next call looks again at once.
             self._timer.set_timer(_AT_ONCE)
             ready, soon = self._drain.advance(
-                list(self.draining.values()), list(self._by_fd), by_clones()
+                list(self.draining.values()), self._by_fd, by_clones()
             )
             for transport in ready:
                 disconnection = transport.take_off(self._kcm._fd())
