@@ -31,6 +31,7 @@ int pykcm_set_timer(int fd, long long nanoseconds);
 int pykcm_set_event(int fd, int readable);
 int pykcm_getsockopt(int fd, int level, int option, void *value, unsigned int *size);
 int pykcm_serve_again(int fd);
+int pykcm_set_disabled(int fd, int disabled);
 int pykcm_setsockopt(int fd, int level, int option, const void *value, unsigned int size);
 int pykcm_unread(int fd);
 ssize_t pykcm_copy(void *to, const void *from, size_t size);
@@ -99,7 +100,7 @@ ffibuilder.set_source(
         "-Wno-unused-parameter",
     ],
     include_dirs=["pykcm"],
-    depends=["pykcm/native.c", "pykcm/_delineate.c", "pykcm/_delineate.h"],
+    depends=["pykcm/native.c", "pykcm/_delineate.c", "pykcm/_delineate.h", "pykcm/_serving.h"],
     py_limited_api=True,
 )
 

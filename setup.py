@@ -19,7 +19,7 @@ STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 FAST_PATH = Extension(
     "pykcm._fastpath",
     ["pykcm/_fastpath.c", "pykcm/_delineate.c"],
-    depends=["pykcm/_fastpath_docs.h", "pykcm/_delineate.h"],
+    depends=["pykcm/_fastpath_docs.h", "pykcm/_delineate.h", "pykcm/_serving.h"],
     define_macros=[
         ("_GNU_SOURCE", None),
         *([("Py_LIMITED_API", "0x030A0000")] if STABLE_ABI else []),

@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "_delineate.h"
+#include "_serving.h"
 
 #ifndef MSG_BATCH
 #define MSG_BATCH 0x40000
@@ -2223,6 +2224,50 @@ static PyObject *port_tell_method(Port *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+/* Raise what went wrong, if anything did. */
+static PyObject *none_or_error(int result)
+{
+	if (result < 0) {
+		raise_error("receive", -result);
+		return NULL;
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *port_disable(Port *self, PyObject *value)
+{
+	int disabled = PyObject_IsTrue(value), result;
+
+	if (disabled < 0)
+		return NULL;
+	port_inherit(self);
+	take(self->receiving);
+	Py_BEGIN_ALLOW_THREADS
+	result = pykcm_set_disabled(self->fd, disabled);
+	Py_END_ALLOW_THREADS
+	PyThread_release_lock(self->receiving);
+	return none_or_error(result);
+}
+
+/* What waits in the kernel already would be given to others, and comes without. */
+static PyObject *port_serve(Port *self, PyObject *unused)
+{
+	int result = 0;
+
+	port_inherit(self);
+	take(self->receiving);
+	if (!self->inbox.count && !port_has_more(self)) {
+		struct pollfd ready = { self->fd, POLLIN, 0 };
+
+		Py_BEGIN_ALLOW_THREADS
+		if (poll(&ready, 1, 0) == 0)
+			result = pykcm_serve_again(ready.fd);
+		Py_END_ALLOW_THREADS
+	}
+	PyThread_release_lock(self->receiving);
+	return none_or_error(result);
+}
+
 /* Go on with a message that the kernel took in part, and hand over what MSG_BATCH holds back. */
 static PyObject *port_push(Port *self, PyObject *unused)
 {
@@ -2311,6 +2356,8 @@ static PyMethodDef port_methods[] = {
 	{ "pull", (PyCFunction)port_pull, METH_NOARGS, "Receive into the Port; whether there was a message." },
 	{ "report", (PyCFunction)port_report, METH_O, "Keep a report, once." },
 	{ "tell", (PyCFunction)port_tell_method, METH_NOARGS, "Set or clear what tells of messages in the Port." },
+	{ "disable", (PyCFunction)port_disable, METH_O, "Disable receiving, or enable it." },
+	{ "serve", (PyCFunction)port_serve, METH_NOARGS, "Have what waits for a socket given to this one." },
 	{ "push", (PyCFunction)port_push, METH_NOARGS, "Hand over what is held back, as far as there is room." },
 	{ NULL, NULL, 0, NULL },
 };

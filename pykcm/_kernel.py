@@ -156,8 +156,13 @@ def set_option(fd: int, level: int, option: int, value: int | bytes) -> None:
 
 
 def serve_again(kcm_fd: int) -> None:
-    """Have a KCM socket without a message given those that wait for any; native.c says why."""
+    """Have a KCM socket without a message given those that wait for any; _serving.h says why."""
     _result(lib.pykcm_serve_again(kcm_fd))
+
+
+def set_disabled(kcm_fd: int, disabled: bool) -> None:
+    """Disable receiving, or enable it."""
+    _result(lib.pykcm_set_disabled(kcm_fd, disabled))
 
 
 def is_readable(fd: int) -> bool:

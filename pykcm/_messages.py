@@ -130,8 +130,7 @@ class Messages:
         requeue_rx_msgs (net/kcm/kcmsock.c) takes a socket that is full off the list of those that
         wait, and does not notice if it is emptied just then: it would get nothing any more.
         """
-        if not self._port.held and not _kernel.is_readable(self._fd()):
-            _kernel.serve_again(self._fd())
+        self._port.serve()
 
     def _until_readable(self, fd: int) -> Steps[None]:
         """Wait on a descriptor for ever, and look whenever it is readable.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import os
 import socket as _socket
@@ -35,6 +36,14 @@ def setup(*functions: Any) -> None:
     make.update(
         zip(("error", "argument", "bytes", "truncated", "disconnected"), functions, strict=True)
     )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise make["error"]("receive", error.errno) from error
 
 
 class Cut(bytes):
@@ -143,6 +152,17 @@ class Port:
         received = self.receive(_BATCH, self.room)
         self.tell()
         return received
+
+    def disable(self, disabled: bool) -> None:
+        """Disable receiving, or enable it."""
+        with self._receiving, _explained():
+            _kernel.set_disabled(self.fd, disabled)
+
+    def serve(self) -> None:
+        """Have what waits for a socket given to this one."""
+        with self._receiving, _explained():
+            if not self.held and not _kernel.is_readable(self.fd):
+                _kernel.serve_again(self.fd)
 
     def receive(self, count: int, room: int) -> bool:
         """Receive up to count messages; whether there were any."""

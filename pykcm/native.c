@@ -22,11 +22,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "_serving.h"
+
 #ifndef AF_KCM
 #define AF_KCM 41
-#endif
-#ifndef SOL_KCM
-#define SOL_KCM 281
 #endif
 #ifndef SIOCPROTOPRIVATE /* from linux/sockios.h, which not every linux/kcm.h includes */
 #define SIOCPROTOPRIVATE 0x89E0
@@ -163,28 +162,6 @@ static int pykcm_getsockopt(int fd, int level, int option, void *value, unsigned
 static int pykcm_setsockopt(int fd, int level, int option, const void *value, unsigned int size)
 {
 	return setsockopt(fd, level, option, value, size) < 0 ? -errno : 0;
-}
-
-/*
- * Put a KCM socket on the list of those that may be given messages, if it is enabled. When messages
- * of a socket that is closed are given to others, Linux takes one that has no room off that list,
- * and does not look whether it was emptied just then (requeue_rx_msgs in net/kcm/kcmsock.c): such a
- * socket is passed by for ever. To enable receiving puts it back (kcm_recv_enable). In one call, so
- * that no signal's handler finds it disabled.
- */
-static int pykcm_serve_again(int fd)
-{
-	int disabled = 0, disable = 1, enable = 0, result;
-	socklen_t size = sizeof(disabled);
-
-	if (getsockopt(fd, SOL_KCM, KCM_RECV_DISABLE, &disabled, &size) < 0)
-		return -errno;
-	if (disabled)
-		return 0;
-	result = setsockopt(fd, SOL_KCM, KCM_RECV_DISABLE, &disable, sizeof(disable)) < 0 ? -errno : 0;
-	if (setsockopt(fd, SOL_KCM, KCM_RECV_DISABLE, &enable, sizeof(enable)) < 0)
-		return -errno;
-	return result;
 }
 
 /* Bytes in a TCP socket's receive queue (SIOCINQ). */

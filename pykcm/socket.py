@@ -349,7 +349,7 @@ class KCMSocket(Closing, Following):
 
     @recv_disabled.setter
     def recv_disabled(self, value: bool) -> None:
-        _kernel.set_option(self._fd(), lib.SOL_KCM, lib.KCM_RECV_DISABLE, int(value))
+        self._port.disable(value)
 
     def _receive_steps(self) -> Steps[None]:
         port = self._port

@@ -12,6 +12,7 @@ import pytest
 
 from pykcm import Multiplexor, _kernel
 from pykcm._binding import lib
+from pykcm._messages import Messages
 from tests.strikes import Connections
 
 PATIENCE = 20.0
@@ -81,9 +82,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     def get(fd: int, level: int, *arguments: Any) -> int:
         return 0 if level == lib.SOL_KCM else get_integer(fd, level, *arguments)
 
-    def serve_again(kcm_fd: int) -> None:
-        pass
-
     def clone_onto(kcm_fd: int, fd: int) -> None:
         os.dup2(kcm_fd, fd, inheritable=False)
 
@@ -94,6 +92,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kernel, "attach", attach)
     monkeypatch.setattr(_kernel, "unattach", unattach)
     monkeypatch.setattr(_kernel, "get_integer", get)
-    monkeypatch.setattr(_kernel, "serve_again", serve_again)
+    monkeypatch.setattr(Messages, "_serve_again", lambda self: None)
     monkeypatch.setattr(_kernel, "clone_onto", clone_onto)
     monkeypatch.setattr(_kernel.Descriptor, "clone", _kernel.Descriptor.duplicate)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pykcm import Disconnected, _kernel
+from pykcm import Disconnected
+from pykcm._messages import Messages
 from pykcm.socket import KCMSocket
 from tests.unit.stand_in import PATIENCE, World, stand_in
 
@@ -20,9 +21,9 @@ class Forgetful:
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self._world = world
         self.waiting = [b"kept back"]
-        monkeypatch.setattr(_kernel, "serve_again", self._serve_again)
+        monkeypatch.setattr(Messages, "_serve_again", lambda kcm: self._serve_again())
 
-    def _serve_again(self, kcm_fd: int) -> None:
+    def _serve_again(self) -> None:
         while self.waiting:
             self._world.wire.send(self.waiting.pop())
 
