@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pykcm._messages import Messages, unread_text
 from pykcm._standard import StandardCalls
+from pykcm._tasks import closing
 from pykcm.errors import UnreadWarning, UnsentWarning
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Closing(Messages, StandardCalls):
         left, unread = self._left_behind(), self._unread()
         described = repr(self)
         self._note_forks()
-        self._port.fd = -1
+        fd, self._port.fd = self._port.fd, -1
+        closing(fd)
         _socket.socket.close(self)  # not Messages.close, which has called this
         self._let_go()
         if unread:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import weakref
+from collections.abc import Callable
 
 from pykcm import _kernel
 from pykcm._messages import Messages
@@ -13,6 +15,8 @@ class Following(Messages):
     """The part of a KCMSocket that learns of the end."""
 
     _end: _kernel.Descriptor | None
+    # Of a Multiplexor's own socket: how it looks after its transports.
+    _watcher: weakref.WeakMethod[Callable[[], None]] | None = None
 
     def _follow(self, end: _kernel.Descriptor) -> None:
         """Learn from an event that a Multiplexor's last transport has gone."""
@@ -27,6 +31,8 @@ class Following(Messages):
         the end is believed.
         """
         if self._end is None:
+            if self._watcher is not None and (look := self._watcher()) is not None:
+                look()
             return
         ended = _kernel.is_readable(self._end.fileno())
         if ended:

@@ -133,20 +133,14 @@ class Messages:
         self._port.serve()
 
     def _until_readable(self, fd: int) -> Steps[None]:
-        """Wait on a descriptor for ever, and look whenever it is readable.
-
-        Where no other socket could be served in the place of this one, without a time-out, which
-        costs a task much.
-        """
+        """Wait on a descriptor for ever, and look whenever it is readable."""
         while True:
-            if self._attaching.has_siblings or self._port.shared:
-                since = time.monotonic()
-                yield Wait(fd, IDLE)
-                if time.monotonic() - since >= IDLE:
-                    self._serve_again()
+            since = time.monotonic()
+            yield Wait(fd, IDLE)
+            if time.monotonic() - since < IDLE:
+                self._look()
             else:
-                yield Wait(fd)
-            self._look()
+                self._idle()
 
     def _receive_steps(self) -> Steps[None]:
         raise NotImplementedError

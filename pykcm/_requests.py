@@ -64,7 +64,7 @@ class Request:
         left: whether its call has ended.
         result: its answer, or what the call raises; None while there is neither.
         event: what the call waits for while another one receives.
-        wake: sets the event, from whatever thread.
+        wake: sets the event, from whatever thread; False if nobody can wait for it any more.
     """
 
     own = b""
@@ -76,7 +76,7 @@ class Request:
 
     def __init__(self, message: bytes) -> None:
         self.message = message
-        self.wake: Callable[[], object] = lambda: None
+        self.wake: Callable[[], bool] = lambda: False
 
     def late(self) -> Exception:
         """What is raised when its time is over."""
@@ -292,8 +292,13 @@ def in_thread(request: Request) -> None:
     """Give a request an event for a thread."""
     import threading
 
-    request.event = threading.Event()
-    request.wake = request.event.set
+    event = request.event = threading.Event()
+
+    def wake() -> bool:
+        event.set()
+        return True
+
+    request.wake = wake
 
 
 def in_task(request: Request) -> None:
@@ -310,8 +315,10 @@ def in_task(request: Request) -> None:
         call = asyncio.get_running_loop().call_soon_threadsafe
     request.event = event
 
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
+    def wake() -> bool:
+        with contextlib.suppress(RuntimeError):  # its loop is closed
             call(event.set)
+            return True
+        return False
 
     request.wake = wake

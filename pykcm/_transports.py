@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pykcm import _forking, _kernel, _tcp
 from pykcm._disconnection import Disconnection, Reason, reason_of
 from pykcm._draining import Drain
-from pykcm._wait import IDLE, Wait
+from pykcm._tasks import closing
+from pykcm._wait import IDLE, Readable, Wait
 from pykcm.errors import KCMOSError
 
 if TYPE_CHECKING:
@@ -259,11 +260,12 @@ class Transports:
         self, transport: Transport, look: Callable[[], None]
     ) -> Steps[Disconnection]:
         """Take one off once all that has come is received; if something is raised, it stays."""
+        changed = Readable(self.watch.fileno())  # so that others may wait for the same
         try:
             self._begin_unattaching(transport)
             look()
             while self._by_fd.get(transport.fd) is transport:
-                yield Wait(self.watch.fileno(), IDLE)  # another call's look may have been told
+                yield Wait(changed.fileno(), IDLE)  # another call's look may have been told
                 if transport.fd not in self.draining:  # another call has given it up
                     self._begin_unattaching(transport)
                 look()
@@ -273,6 +275,7 @@ class Transports:
                 if not (isinstance(error, TimeoutError) and transport.disconnection):
                     raise
         finally:
+            changed.close()
             self.let_clones_go()
         if transport.disconnection is None:
             raise KCMOSError(errno.EBADF, "the multiplexor was closed, and has taken it off")
@@ -342,5 +345,7 @@ class Transports:
             transport.descriptor.close()
         self._by_fd.clear()
         self._by_tcp.clear()
+        if not self.watch.closed:
+            closing(self.watch.fileno())
         self.watch.close()
         self._timer.close()

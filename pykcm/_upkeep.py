@@ -48,8 +48,8 @@ class Upkeep(Messages, MultiplexorCalls):
 
         Where something is raised on the way, the next look goes on.
         """
-        if self._closed:
-            return
+        if self._closed:  # meanwhile, by another thread or task
+            self._check()
         try:
             self._transports.look(self._leaves_messages, self._told_of)
         except OSError as error:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
+from pykcm._tasks import closing, wait_readable
 from pykcm.errors import ArgumentError, KCMOSError, UnavailableError
 
 if TYPE_CHECKING:
@@ -96,22 +97,13 @@ def run(steps: Steps[T], timeout: float | None, late: str) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+    finally:
+        steps.close()
 
 
 async def apause(wait: Wait) -> None:
     """Wait in a task."""
-    anyio = _anyio()
-    try:
-        if wait.again is None:
-            await anyio.wait_readable(wait.fd)
-        else:
-            with anyio.move_on_after(wait.again):
-                await anyio.wait_readable(wait.fd)
-    except anyio.BusyResourceError as error:
-        raise KCMOSError(
-            errno.EBUSY,
-            "another task waits on this object already; one at a time can, others need a clone",
-        ) from error
+    await wait_readable(wait.fd, wait.again)
 
 
 async def arun(steps: Steps[T], timeout: float | None = None) -> T:
@@ -132,6 +124,8 @@ async def arun(steps: Steps[T], timeout: float | None = None) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+    finally:
+        steps.close()  # now, and not when nobody holds the exception any more
 
 
 async def checkpoint() -> None:
@@ -180,6 +174,8 @@ class Readable:
         return self._epoll.fileno()
 
     def close(self) -> None:
+        if not self._epoll.closed:
+            closing(self._epoll.fileno())
         self._epoll.close()
 
 

@@ -8,19 +8,23 @@ leaves, and wakes another one to go on.  So there is no thread of the Exchange's
 from __future__ import annotations
 
 import collections
+import math
 import time
 from _thread import RLock
 from typing import TYPE_CHECKING
 
 from pykcm._driving import Driver
 from pykcm._requests import Book, Key, Request, Stray, in_task, in_thread
-from pykcm._wait import Wait, apause, checkpoint, deadline_after, pause
+from pykcm._wait import IDLE, Wait, apause, checkpoint, deadline_after, pause
 from pykcm.errors import Disconnected, OutcomeUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from pykcm.multiplexor import Multiplexor
+
+# In seconds: who waits longer until it drives again is a task whose loop stands still.
+_STALLED = 2 * IDLE
 
 
 class Exchange:
@@ -70,6 +74,7 @@ class Exchange:
         self._driver = Driver(mux, self._book)
         self._lock = RLock()
         self._leader: Request | None = None
+        self._waits_since = math.inf  # since when the leader does
         self._followers: collections.OrderedDict[Request, None] = collections.OrderedDict()
 
     def request(self, message: bytes, *, timeout: float | None = None, retry: int = 0) -> bytes:
@@ -97,7 +102,8 @@ class Exchange:
                 if isinstance(wait, Wait):
                     in_time = pause(wait, deadline)
                 else:
-                    wait.event.wait(max(0, min(deadline - time.monotonic(), 1e6)))
+                    # Not for longer: whoever was woken to drive may be of a loop that stands still.
+                    wait.event.wait(max(0, min(deadline - time.monotonic(), IDLE)))
                     in_time = wait.event.is_set() or time.monotonic() < deadline
                 wait = next(steps) if in_time else steps.throw(TimeoutError())
         except StopIteration as end:
@@ -134,6 +140,7 @@ class Exchange:
                     if not self._leads(request, arm):
                         yield request
                     elif self._driver.drive(request):
+                        self._waits_since = time.monotonic()
                         yield self._driver.wait()
                 if not (retry > 0 and isinstance(request.result, OutcomeUnknown)):
                     break
@@ -158,9 +165,10 @@ class Exchange:
     def _leads(self, request: Request, arm: Callable[[Request], None]) -> bool:
         """Whether a request's call is the one to drive; if not, it is woken when it is to look."""
         with self._lock:
-            if self._leader is None:
+            if self._leader is None or time.monotonic() - self._waits_since > _STALLED:
                 self._leader = request
             if self._leader is request:
+                self._waits_since = math.inf  # it drives
                 self._followers.pop(request, None)
                 return True
             arm(request)
@@ -179,6 +187,6 @@ class Exchange:
             self._followers.pop(request, None)
             if self._leader is request:
                 self._leader = None
-            if self._leader is None and self._followers:
-                next(iter(self._followers)).wake()
+            if self._leader is None:
+                next((True for follower in list(self._followers) if follower.wake()), False)
         request.left = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket as _socket
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
@@ -83,6 +84,7 @@ class Multiplexor(Upkeep):
             raise
         self._all: Readable | None = None
         self._untold: dict[int, Disconnection] = {}
+        self.socket._watcher = weakref.WeakMethod(self._look)
         port = self._port = self.socket._port
         port.watch = self._transports.watch.fileno()
         port.told = self._told.fileno()

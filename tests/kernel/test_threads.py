@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pykcm import Disconnected, KCMSocket, LengthField, Multiplexor, _loopback
+from pykcm import Disconnected, KCMSocket, LengthField, Multiplexor, _loopback, _tcp
 
 FRAMING = LengthField(offset=0, size=4, adjustment=4)
 SECONDS = 4.0
@@ -112,17 +112,21 @@ class Crowd:
         with near, far:
             self.mux.attach(near)
             self._connections.append(near)
-            far.sendall(self._stream(rng.choice([0, 1, 20])))
+            data = self._stream(rng.choice([0, 1, 20]))
+            far.sendall(data)
+            while _tcp.bytes_received(near.fileno()) < len(data):
+                time.sleep(0.001)  # what comes later than it is taken off is the caller's
             self.mux.unattach(near, timeout=PATIENCE)
 
     def clone(self, rng: random.Random) -> None:
         with self.mux.clone() as clone:
             clone.recv_disabled = not self._clones_receive
-            self._receive_from(clone, 50, rng.random() / 20)
-            # It hands back what is queued for it; what it has received is read.
+            if self._clones_receive:
+                self._receive_from(clone, 50, rng.random() / 20)
+            # It gives away what is queued for it; only what it has received is read.
             clone.recv_disabled = True
-            while self._receive_from(clone, 50, 0):
-                pass
+            while clone._port.held:
+                self._receive_from(clone, 50, 0)
 
     def ask(self, rng: random.Random) -> None:
         self.reported += [id(end.tcp) for end in self.mux.disconnections()]
