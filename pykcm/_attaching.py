@@ -120,7 +120,7 @@ class Attaching:
             raise ArgumentError(
                 "batch", "a transport was attached with another framing, which is not divided alike"
             )
-        port.room = max(port.room, min(longest, LARGEST_MESSAGE) + 1)
+        port.make_room(min(longest, LARGEST_MESSAGE) + 1)
         port.set_rule(rule, batch)
 
     def attach(
@@ -162,7 +162,7 @@ class Attaching:
                         )
                 if kcm.type == _socket.SOCK_SEQPACKET:
                     kcm._port.keeps_rest = _trials.seqpacket_keeps_the_rest()
-                kcm._port.room = max(kcm._port.room, min(longest, LARGEST_MESSAGE) + 1)
+                kcm._port.make_room(min(longest, LARGEST_MESSAGE) + 1)
                 _kernel.attach(kcm._fd(), tcp_fd, program_fd, done)
             except BaseException:
                 if not done[0]:

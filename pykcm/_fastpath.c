@@ -633,10 +633,14 @@ static int port_fetch(Port *port, int count, size_t room)
 
 	if (count > BATCH)
 		count = BATCH;
-	batch = batch_new(room, &count);
-	if (!batch)
-		return -1;
 	take(port->receiving); /* until it is free again no Python code runs */
+	if (room < port->room) /* it may have become more while the call waited */
+		room = port->room;
+	batch = batch_new(room, &count);
+	if (!batch) {
+		PyThread_release_lock(port->receiving);
+		return -1;
+	}
 	fd = port->fd;
 	begun = ++port->begun;
 	/* What has to be divided needs no object of its own. */
@@ -1239,8 +1243,7 @@ static int receive_once(struct call *call, PyObject **result)
 			count = port->ahead;
 		if (port->rule) /* not many more than are asked for: they die with this process */
 			count = count > port->each ? count / port->each : 1;
-		/* It may have become more while the call waited. */
-		received = port_fetch(port, count, call->room > port->room ? call->room : port->room);
+		received = port_fetch(port, count, call->room);
 		if (received <= 0)
 			return received;
 		/* A signal's handler runs while the message is here, not when it is in nobody's hands. */
@@ -2234,6 +2237,21 @@ static PyObject *none_or_error(int result)
 	Py_RETURN_NONE;
 }
 
+/* No receive that is under way when this returns has less. */
+static PyObject *port_make_room(Port *self, PyObject *value)
+{
+	Py_ssize_t room = PyNumber_AsSsize_t(value, PyExc_OverflowError);
+
+	if (room == -1 && PyErr_Occurred())
+		return NULL;
+	port_inherit(self);
+	take(self->receiving);
+	if (room > 0 && (size_t)room > self->room)
+		self->room = room;
+	PyThread_release_lock(self->receiving);
+	Py_RETURN_NONE;
+}
+
 static PyObject *port_disable(Port *self, PyObject *value)
 {
 	int disabled = PyObject_IsTrue(value), result;
@@ -2356,6 +2374,7 @@ static PyMethodDef port_methods[] = {
 	{ "pull", (PyCFunction)port_pull, METH_NOARGS, "Receive into the Port; whether there was a message." },
 	{ "report", (PyCFunction)port_report, METH_O, "Keep a report, once." },
 	{ "tell", (PyCFunction)port_tell_method, METH_NOARGS, "Set or clear what tells of messages in the Port." },
+	{ "make_room", (PyCFunction)port_make_room, METH_O, "Have room for so many bytes, if there is less." },
 	{ "disable", (PyCFunction)port_disable, METH_O, "Disable receiving, or enable it." },
 	{ "serve", (PyCFunction)port_serve, METH_NOARGS, "Have what waits for a socket given to this one." },
 	{ "push", (PyCFunction)port_push, METH_NOARGS, "Hand over what is held back, as far as there is room." },

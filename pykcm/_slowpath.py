@@ -81,8 +81,7 @@ class _Call:
             return self.attempt_send()
         count = self.limit if self.kind == "many" else 1
         if not port.inbox and (port.rule is not None or not self.flags & _PEEK):
-            ahead = count if port.waiting else max(count, port.ahead)
-            port.receive(ahead, max(self.room, port.room))  # which may have become more meanwhile
+            port.receive(count if port.waiting else max(count, port.ahead), self.room)
         try:
             if self.flags & _PEEK:
                 front = port.inbox[0] if port.inbox else None

@@ -153,6 +153,11 @@ class Port:
         self.tell()
         return received
 
+    def make_room(self, room: int) -> None:
+        """Have room for so many bytes, if there is less."""
+        with self._receiving:
+            self.room = max(self.room, room)
+
     def disable(self, disabled: bool) -> None:
         """Disable receiving, or enable it."""
         with self._receiving, _explained():
@@ -172,6 +177,7 @@ class Port:
     def _receive(self, count: int, room: int) -> bool:
         if self.fd < 0:
             raise make["error"]("receive", errno.EBADF)
+        room = max(room, self.room)  # which may have become more while the call waited
         if self.rule is not None:  # not many more than are asked for
             count //= self._each
         count = max(1, min(count, _BATCH, (64 << 20) // room))

@@ -148,7 +148,7 @@ def test_room_that_is_made_while_it_waits(world: World) -> None:
     threads[0].start()
     while not kcm._port.begun:
         time.sleep(0.001)
-    kcm.max_message_size = 1000  # as attaching does
+    kcm._port.make_room(1001)  # as attaching does
     world.wire.send(b"y" * 500)
     threads[0].join()
     assert outcome == [b"y" * 500]
