@@ -146,7 +146,6 @@ def root(arch: str) -> Path:
                 run("dpkg-deb", "--extract", deb, tree)
             for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/perl"):
                 shutil.rmtree(tree / unused, ignore_errors=True)
-            write_commands(tree / "usr" / "local" / "bin")
             for directory in ("proc", "sys", "dev", "run", "tmp", "var/tmp", "root"):
                 (tree / directory).mkdir(parents=True, exist_ok=True)
             new = Path(scratch, "root.cpio")
@@ -171,6 +170,7 @@ def own_part(kernel: Kernel, run_of: Run) -> bytes:
     with tempfile.TemporaryDirectory(dir=run_of.directory) as scratch:
         tree = Path(scratch)
         tree.chmod(0o755)  # it becomes the guest's root, which all may enter
+        write_commands(tree / "usr" / "local" / "bin")
         installed = kernel.modules / kernel.release
         own = tree / "lib" / "modules" / kernel.release
         own.mkdir(parents=True)

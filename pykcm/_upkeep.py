@@ -163,6 +163,7 @@ class Upkeep(Messages, MultiplexorCalls):
                 while left := self._push():
                     self._look()
                     if not (self._transports or self._port.queueing):
+                        self._check()
                         raise Disconnected(
                             errno.EPIPE, f"{left} bytes were not sent, and no transport is left"
                         )
