@@ -52,9 +52,12 @@ async def _on_asyncio(fd: int, seconds: float | None) -> None:
     key = fd, loop
     if key in _waiting:
         raise _busy()
-    future = _waiting[key] = loop.create_future()
-    timer = None if seconds is None else loop.call_later(seconds, _settle, future)
+    future = loop.create_future()
+    timer = None
     try:
+        _waiting[key] = future
+        if seconds is not None:
+            timer = loop.call_later(seconds, _settle, future)
         loop.add_reader(fd, _settle, future)
         await future
     except OSError as error:
