@@ -30,6 +30,10 @@ class UnavailableError(Exception):
     """Something could not be had; the text says why and what to do."""
 
 
+class BeingReplacedError(UnavailableError):
+    """An archive's lists are about to be replaced by newer ones."""
+
+
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; two runs may want the same kernel at once."""
@@ -139,8 +143,10 @@ class Apt:
                 run("apt-get", *self.options, "--quiet=2", "update")
                 return
             except UnavailableError as error:
-                if pause is None or not _REPLACED.search(str(error)):
+                if not _REPLACED.search(str(error)):
                     raise
+                if pause is None:
+                    raise BeingReplacedError(str(error)) from None
                 time.sleep(pause)
 
     def names(self, prefix: str) -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci import apt, output
-from ci.apt import Apt, lock, release, run
+from ci.apt import Apt, BeingReplacedError, lock, release, run
 
 ROOT = apt.ROOT
 CACHE = apt.CACHE
@@ -36,6 +36,9 @@ UML = "5.10"
 UML_PACKAGE = "user-mode-linux"
 UML_SUITES = ("bullseye",)
 SUITES = ("bookworm", "bookworm-security", "bookworm-backports", "trixie-backports", "sid")
+
+# Those of them that change seldom, and have 6.1 and 6.12, begin so.
+RELEASED = "bookworm"
 
 # Architectures that ci/foreign.py can emulate, by Debian's names.
 FOREIGN = ("arm64", "s390x")
@@ -101,7 +104,15 @@ class Archive:
         if suites not in self._apts:
             apt = Apt(suites, self.arch)
             say(f"asking the Debian archive what there is in {', '.join(suites)}")
-            apt.update()
+            try:
+                apt.update()
+            except BeingReplacedError as error:
+                released = tuple(suite for suite in suites if suite.startswith(RELEASED))
+                if not released or released == suites:
+                    raise
+                say(f"{error}; looking in {', '.join(released)} alone")
+                apt = Apt(released, self.arch)
+                apt.update()
             self._apts[suites] = apt
         return self._apts[suites]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ci import apt
+from ci import apt, kernels
 
 
 class Archive:
@@ -42,6 +42,22 @@ def test_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(apt.UnavailableError, match="Hash Sum"):
         archive.update()
     assert sum(archive.pauses) < 120
+
+
+def test_a_suite_that_moves_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lists:
+        def __init__(self, suites: tuple[str, ...], arch: str) -> None:
+            self.suites = suites
+
+        def update(self) -> None:
+            if "sid" in self.suites:
+                raise apt.BeingReplacedError(MISMATCH)
+
+    monkeypatch.setattr(kernels, "Apt", Lists)
+    found = kernels.Archive("arm64").apt(kernels.SUITES)
+    assert found.suites == ("bookworm", "bookworm-security", "bookworm-backports")  # type: ignore[attr-defined]
+    with pytest.raises(apt.BeingReplacedError):
+        kernels.Archive("arm64").apt(("sid",))
 
 
 def test_no_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
