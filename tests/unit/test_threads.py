@@ -285,7 +285,7 @@ def test_a_late_request_is_not_sent_after_that(
     monkeypatch.setattr(Request, "late", slowly)
     outcome: list[Any] = []
     leader = threading.Thread(
-        target=lambda: outcome.append(result_of(lambda: exchange.request(b"F", timeout=1)))
+        target=lambda: outcome.append(result_of(lambda: exchange.request(b"F", timeout=3)))
     )
     leader.start()
     with pytest.raises(TimeoutError, match="was not sent"):
