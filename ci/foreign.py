@@ -63,12 +63,13 @@ export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mkdir -p /dev/pts /dev/shm /run /tmp /root {root}
+mkdir -p /dev/pts /dev/shm /run /tmp /root
 mount -t devpts devpts /dev/pts
 mount -t debugfs debug /sys/kernel/debug
 for directory in /dev/shm /run /tmp /var/tmp; do mount -t tmpfs tmpfs $directory; done
 ln -sf /proc/self/fd /dev/fd
 for module in {names}; do modprobe $module; done
+mkdir -p {root} # which may lie in /tmp
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,access=any project {root} || poweroff -f
 for part in {parts}; do mount --bind {compiled}/$part {root}/pykcm/$part; done
 ip link set lo up
