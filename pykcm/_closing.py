@@ -15,6 +15,7 @@ from pykcm.errors import UnreadWarning, UnsentWarning
 
 if TYPE_CHECKING:
     from pykcm import _kernel
+    from pykcm._attaching import Attaching
     from pykcm._wait import Readable
 
 
@@ -24,6 +25,7 @@ class Closing(Messages, StandardCalls):
     _end: _kernel.Descriptor | None
     _told: _kernel.Descriptor | None
     _all: Readable | None
+    _attaching: Attaching
     _same: list[weakref.ref[Closing]]  # it and its duplicates, of which none is closed
 
     def _flushes(self) -> bool:

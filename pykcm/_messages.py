@@ -18,7 +18,6 @@ from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncat
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pykcm._attaching import Attaching
     from pykcm._fastpath import MultiplexorCalls, Port, SocketCalls, setup
 else:
     try:
@@ -67,7 +66,6 @@ class Messages:
     """How the calls of a class with a Port wait."""
 
     _port: Port
-    _attaching: Attaching
 
     def _fd(self) -> int:
         """The KCM socket's descriptor.

@@ -13,7 +13,7 @@
 #endif
 
 /* Before 6.1 a receive and the giving away of what is queued must not meet (kcm_recvmsg and
- * requeue_rx_msgs in net/kcm/kcmsock.c): messages go lost. So these are called where none receives. */
+ * requeue_rx_msgs in net/kcm/kcmsock.c): messages are lost. So these are called where none receives. */
 
 /* Enable or disable receiving. */
 static int pykcm_set_disabled(int fd, int disabled)
