@@ -375,11 +375,12 @@ static void port_inherit(Port *port)
 	if (port->forks != forks) {
 		port->forks = forks;
 		port->shared = 1;
+		if (port->generation != generation)
+			renew(&port->receiving);
 	}
 	if (port->generation == generation || port->bound)
 		return;
 	port->generation = generation;
-	renew(&port->receiving);
 	renew(&port->sending);
 	queue_clear(&port->inbox);
 	port->open = port->batched = 0;

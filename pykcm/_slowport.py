@@ -100,6 +100,8 @@ class Port:
         if self.forked:
             self._made[0] = _forks[0]
             self.shared = 1
+            if self.inherited:
+                self._receiving = RLock()  # another thread may have held it
         if self.inherited and not self.bound:
             self._made[1] = _forks[1]
             self.inbox.clear()
@@ -107,7 +109,7 @@ class Port:
             self.open = self.batched = 0
             self.told = -1  # it is the parent's too; the owner makes another
             self.telling, self.waiting, self.observed = False, 0, 0
-            self._sending, self._receiving = RLock(), RLock()  # other threads may have held them
+            self._sending = RLock()  # another thread may have held it
 
     def tell(self) -> None:
         """Set or clear what tells of messages in the Port."""
@@ -160,6 +162,7 @@ class Port:
 
     def disable(self, disabled: bool) -> None:
         """Disable receiving, or enable it."""
+        self.inherit()
         with self._receiving, _explained():
             _kernel.set_disabled(self.fd, disabled)
 

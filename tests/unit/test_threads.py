@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import socket
 import sys
 import threading
@@ -422,3 +423,20 @@ def test_a_pool_is_kept_by_one(world: World) -> None:
     pool.fill(PATIENCE)
     for far in fars:
         far.close()
+
+
+def test_a_fork_beside_a_receive(world: World) -> None:
+    """In the child the Multiplexor's own socket can be disabled: nobody has the Port's lock."""
+
+    def fork() -> int:
+        if (pid := os.fork()) == 0:
+            signal.alarm(10)
+            # Refused by the Unix socket, which is no KCM socket; but it does not wait.
+            with contextlib.suppress(OSError):
+                world.mux.socket.recv_disabled = True
+            os._exit(0)
+        return os.waitpid(pid, 0)[1]
+
+    with Beside(world.mux._port.pull) as receiver:
+        assert [fork() for _ in range(30)] == [0] * 30
+    assert receiver.error is None
