@@ -126,9 +126,14 @@ class Keeping:
         except BaseException as error:
             if tcp not in self._mux.transports:
                 tcp.close()
-            number = fd.fileno()
-            if isinstance(error, AttachError) and _tcp.is_tcp(number) and _tcp.has_ended(number):
-                return error
+            with contextlib.closing(fd):  # else it lives as long as the error's traceback
+                number = fd.fileno()
+                if (
+                    isinstance(error, AttachError)
+                    and _tcp.is_tcp(number)
+                    and _tcp.has_ended(number)
+                ):
+                    return error
             raise
         self._members.append(_Member(tcp, fd, received))
         return None

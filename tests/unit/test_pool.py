@@ -69,12 +69,17 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def mux(monkeypatch: pytest.MonkeyPatch) -> Iterator[Multiplexor]:
-    """One that has no transport."""
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     stand_in(monkeypatch)
     with contextlib.closing(World()) as world:
-        world.mux.unattach(world.near)
-        yield world.mux
+        yield world
+
+
+@pytest.fixture
+def mux(world: World) -> Multiplexor:
+    """One that has no transport."""
+    world.mux.unattach(world.near)
+    return world.mux
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -263,6 +268,21 @@ def test_no_descriptor_is_left(mux: Multiplexor, server: Server) -> None:
         eventually(lambda: pool.failure is not None)
     # The pool has three of its own; nothing is left of the connections.
     eventually(lambda: len(descriptors()) <= len(before) + 3)
+
+
+def test_a_refused_connection_is_not_kept_with_the_failure(mux: Multiplexor, world: World) -> None:
+    def connect() -> socket.socket:
+        near, far = world.connections.new()
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far.close()
+        return near
+
+    pool = Pool(mux, connect, 1, attempts=3, backoff=QUICK)
+    before = descriptors()
+    with pytest.raises(ConnectFailed) as kept:
+        pool.fill()
+    assert isinstance(kept.value.__cause__, AttachError)
+    assert descriptors() == before
 
 
 # ---- in tasks ----
