@@ -13,11 +13,11 @@ import errno
 import os
 import socket
 import struct
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pykcm import _kernel
+from tests.children import begin, ends_well
 
 # asm-generic/unistd.h; the same on every architecture.
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
@@ -58,18 +58,6 @@ def drop(*capabilities: int) -> None:
     _called("capset", struct.pack("Ii", _CAPABILITY_VERSION, 0), data)
 
 
-def in_child(run: Callable[[], None]) -> None:
-    """Run in a forked process.
-
-    Raises:
-        AssertionError: it failed; what it raised is on standard error.
-    """
-    pid = os.fork()
-    if pid == 0:
-        _end(run)
-    assert os.waitpid(pid, 0)[1] == 0
-
-
 def delegated(
     options: Mapping[str, str], run: Callable[[], None], path: str = "/sys/fs/bpf"
 ) -> None:
@@ -85,17 +73,19 @@ def delegated(
     here, there = socket.socketpair()
     with here:
         with there:
-            pid = os.fork()
-            if pid == 0:
+
+            def inside() -> None:
                 here.close()
-                _end(lambda: _in_namespaces(there, run, path))
+                _in_namespaces(there, run, path)
+
+            pid = begin(inside)
         try:
             _delegate(here, pid, options)
         except BaseException:
             here.close()  # ends the child, which waits for an answer
             os.waitpid(pid, 0)
             raise
-        assert os.waitpid(pid, 0)[1] == 0
+        ends_well(pid)
 
 
 def refusal() -> str:
@@ -123,17 +113,6 @@ def refusal() -> str:
         os.close(read)
         os.close(write)
     return f"this kernel delegates no BPF ({why}); Linux 6.9 does" if why else ""
-
-
-def _end(run: Callable[[], None]) -> None:
-    status = 1
-    try:
-        run()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def _in_namespaces(parent: socket.socket, run: Callable[[], None], path: str) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import resource
-import signal
 import socket
 import struct
 import time
-import traceback
 from collections.abc import Callable, Iterator
 
 import pykcm
@@ -112,30 +109,6 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, f"not within {PATIENCE:.0f} s"
         time.sleep(0.01)
-
-
-def in_child(run: Callable[[], None]) -> None:
-    """Run in a forked process, which is killed, and the test fails, if that does not end."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            run()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    try:
-        eventually(
-            lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        )
-    except AssertionError:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        status = os.waitpid(pid, 0)[1]
-    assert status == 0
 
 
 def hold_up(mux: pykcm.Multiplexor, pair: Pair) -> pykcm.KCMSocket:

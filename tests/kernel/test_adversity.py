@@ -12,13 +12,13 @@ import resource
 import socket
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 import pykcm
 from pykcm import Reason
+from tests.children import in_child
 from tests.strikes import Storm, Strike
 
 from .connections import PATIENCE, message
@@ -160,25 +160,6 @@ def test_ends_in_a_storm(dgram: World) -> None:
 # ---- processes, rights, limits ----
 
 
-def in_a_child(run: Callable[[], None]) -> int:
-    """Run in a forked process; its number."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            run()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return pid
-
-
-def ends_well(pid: int) -> None:
-    assert os.waitpid(pid, 0)[1] == 0
-
-
 @pytest.mark.parametrize("how", ["closes", "ends", "uses a clone"])
 def test_a_fork_in_the_middle(dgram: World, how: str) -> None:
     """What the parent has received, half watched and not sent stays the parent's."""
@@ -200,7 +181,7 @@ def test_a_fork_in_the_middle(dgram: World, how: str) -> None:
                     dgram.mux.recv(timeout=0)
                 assert info.value.errno == errno.EPERM
 
-        ends_well(in_a_child(child))
+        in_child(child)
     while len(got) < 3:
         got += dgram.mux.recv_many(timeout=PATIENCE)
     assert got == expected
@@ -244,7 +225,7 @@ def test_an_end_after_privileges_were_dropped(cut: bool) -> None:
         with contextlib.closing(World()) as world:
             ends_without_help(world, cut)
 
-    ends_well(in_a_child(run))
+    in_child(run)
 
 
 def test_an_end_where_lo_is_down() -> None:
@@ -265,7 +246,7 @@ def test_an_end_where_lo_is_down() -> None:
             assert [r.reason for r in reports] == [Reason.PEER_CLOSED]
             near.close()
 
-    ends_well(in_a_child(run))
+    in_child(run)
 
 
 def test_receiving_where_memory_is_locked_and_limited() -> None:
@@ -294,4 +275,4 @@ def test_receiving_where_memory_is_locked_and_limited() -> None:
             assert got == expected
             print(len(errors), "errors")
 
-    ends_well(in_a_child(run))
+    in_child(run)

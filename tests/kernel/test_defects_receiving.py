@@ -20,6 +20,7 @@ import pytest
 
 import pykcm
 from pykcm import KCMSocket, Multiplexor, Reason, _loopback
+from tests.children import in_child
 
 from .connections import (
     FRAMING,
@@ -29,7 +30,6 @@ from .connections import (
     ended,
     eventually,
     hold_up,
-    in_child,
     message,
     mostly_waiting,
     parsed,

@@ -21,6 +21,7 @@ import pytest
 
 import pykcm
 from pykcm import KCMOSError, KCMSocket, Multiplexor, _loopback
+from tests.children import in_child
 
 from .connections import (
     FRAMING,
@@ -28,7 +29,6 @@ from .connections import (
     Pair,
     eventually,
     hold_up,
-    in_child,
     message,
     reset,
 )

@@ -18,6 +18,7 @@ import pytest
 
 import pykcm
 from pykcm import KCMSocket, Multiplexor, _loopback
+from tests.children import in_child
 
 from .connections import (
     FRAMING,
@@ -27,7 +28,6 @@ from .connections import (
     eventually,
     fill,
     hold_up,
-    in_child,
     message,
     number_of_bytes,
     reset,

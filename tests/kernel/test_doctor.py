@@ -23,6 +23,7 @@ from pykcm import _explain, _kernel, _offset, _trials, doctor, protocols
 from pykcm.doctor import Finding, Status, _programs
 from pykcm.selftest import syscalls
 from tests import delegation as staged
+from tests.children import in_child
 
 NOBODY = 65534
 MODPROBE = Path("/run/modprobe.d/pykcm-test.conf")
@@ -60,7 +61,7 @@ InChild = Callable[[Callable[[], None]], None]
 
 def examined(
     stage: Callable[[], object],
-    within: InChild = staged.in_child,
+    within: InChild = in_child,
     framing: pykcm.Framing = protocols.THRIFT_FRAMED,
 ) -> Found:
     """What the doctor finds in a process that was staged."""

@@ -17,6 +17,7 @@ import pytest
 import pykcm
 from pykcm import Multiplexor, Reason, _loopback
 from pykcm.selftest import traffic
+from tests.children import begin
 
 from .connections import PATIENCE, reset
 
@@ -29,14 +30,7 @@ COUNTER = struct.Struct("=Q")
 @contextlib.contextmanager
 def process(run: Callable[[], None]) -> Iterator[int]:
     """A forked process, killed when the block is left."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            run()
-            status = 0
-        finally:
-            os._exit(status)
+    pid = begin(run, limit=3600)
     try:
         yield pid
     finally:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
-from typing import NoReturn
 
 import pykcm
 from pykcm import LengthField, Multiplexor, _loopback
+from tests.children import begin
 
 FRAMING = LengthField(offset=0, size=4, adjustment=4)
 COUNT = 5000
@@ -16,25 +17,51 @@ ROUNDS = 20
 PATIENCE = 15.0  # seconds; a round takes a fraction of one
 
 
-def receive(clone: pykcm.KCMSocket, result: int) -> NoReturn:
+def receive(clone: pykcm.KCMSocket, result: int) -> None:
     """In a worker: write how many messages came before the end."""
     count = 0
-    try:
+    with contextlib.suppress(pykcm.Disconnected):
         while True:
             count += len(clone.recv_many(timeout=PATIENCE))
-    except pykcm.Disconnected:
-        os.write(result, struct.pack("q", count))
-    finally:
-        os._exit(0)
+    os.write(result, struct.pack("q", count))
 
 
-def feed(far: socket.socket) -> NoReturn:
-    try:
-        message = struct.pack(">I", 60) + bytes(60)
-        for _ in range(COUNT // 1000):
-            far.sendall(message * 1000)
-    finally:
-        os._exit(0)
+def feed(far: socket.socket) -> None:
+    message = struct.pack(">I", 60) + bytes(60)
+    for _ in range(COUNT // 1000):
+        far.sendall(message * 1000)
+
+
+def told_by_a_worker() -> bytes:
+    """What a worker told while another process sent all there was, and closed."""
+    near, far = _loopback.connection()
+    reading, writing = os.pipe()
+    with near, Multiplexor(FRAMING) as mux:
+        mux.attach(near)
+        clone = mux.clone()
+        mux.socket.recv_disabled = True
+
+        def work() -> None:
+            os.close(reading)
+            far.close()
+            receive(clone, writing)
+
+        def send() -> None:
+            os.close(reading)
+            os.close(writing)
+            clone.close()
+            feed(far)
+
+        children = [begin(work), begin(send)]
+        clone.close()
+        far.close()
+        os.close(writing)
+        mux.wait_disconnection(PATIENCE)
+        with os.fdopen(reading, "rb") as results:
+            told = results.read()
+    for pid in children:
+        os.waitpid(pid, 0)  # the worker says on standard error what it raised
+    return told
 
 
 def test_a_worker_that_linux_passes_by_is_served() -> None:
@@ -44,31 +71,6 @@ def test_a_worker_that_linux_passes_by_is_served() -> None:
     forget that it could be given more.
     """
     for number in range(ROUNDS):
-        near, far = _loopback.connection()
-        reading, writing = os.pipe()
-        with Multiplexor(FRAMING) as mux:
-            mux.attach(near)
-            clone = mux.clone()
-            mux.socket.recv_disabled = True
-            children = []
-            for is_worker in (True, False):
-                if (pid := os.fork()) == 0:
-                    os.close(reading)
-                    if is_worker:
-                        far.close()
-                        receive(clone, writing)
-                    os.close(writing)
-                    clone.close()
-                    feed(far)
-                children.append(pid)
-            clone.close()
-            far.close()
-            os.close(writing)
-            mux.wait_disconnection(PATIENCE)
-            with os.fdopen(reading, "rb") as results:
-                told = results.read()
-        for pid in children:
-            os.waitpid(pid, 0)
-        near.close()
+        told = told_by_a_worker()
         assert told, f"round {number}: the worker was passed by"
         assert struct.unpack("q", told) == (COUNT,), f"round {number}"

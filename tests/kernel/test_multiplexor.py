@@ -19,6 +19,7 @@ from pykcm import Disconnection, Multiplexor, Reason, _kernel, _loopback, statis
 from pykcm._binding import lib
 from pykcm._tcp import unparsed
 from pykcm.errors import AttachError, Disconnected, KCMOSError
+from tests.children import begin, in_child
 
 from .connections import (
     FRAMING,
@@ -371,11 +372,13 @@ class TestWorkers:
         worker = mux.clone()
         messages = [message(struct.pack(">I", i)) for i in range(50)]
         far.sendall(b"".join(messages))
-        pid = os.fork()
-        if pid == 0:
-            # Takes one message, and dies with the others in its queue.
+
+        def die() -> None:
+            """Takes one message, and dies with the others in its queue."""
             worker.recv()
             os.kill(os.getpid(), 9)
+
+        pid = begin(die)
         worker.close()
         os.waitpid(pid, 0)
         mux.socket.recv_disabled = False
@@ -386,15 +389,14 @@ class TestWorkers:
     def test_use_after_fork(self, mux: Multiplexor, connect: Callable[[], Pair]) -> None:
         near, far = connect()
         mux.attach(near)
-        pid = os.fork()
-        if pid == 0:
-            try:
+
+        def use() -> None:
+            with pytest.raises(KCMOSError) as info:
                 mux.recv(timeout=0)
-            except KCMOSError as error:
-                mux.close()
-                os._exit(0 if error.errno == errno.EPERM else 1)
-            os._exit(2)
-        assert os.waitpid(pid, 0)[1] == 0
+            assert info.value.errno == errno.EPERM
+            mux.close()
+
+        in_child(use)
         far.sendall(message(b"the parent's"))
         assert mux.recv(timeout=PATIENCE) == message(b"the parent's")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 import pykcm
 from pykcm import _loopback, _offset, bpf
+from tests.children import in_child
 
 from .connections import FRAMING, PATIENCE, Pair, message
 
@@ -28,21 +28,15 @@ def tcp() -> Iterator[Pair]:
 
 def as_nobody(run: Callable[[], None]) -> None:
     """Run in a forked process of an ordinary user, which has asked the kernel nothing yet."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            _offset._found = None
-            run()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def become_nobody() -> None:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        _offset._found = None
+        run()
+
+    in_child(become_nobody)
 
 
 def test_attaching_is_refused_with_the_reason(tcp: Pair) -> None:

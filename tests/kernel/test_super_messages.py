@@ -17,6 +17,7 @@ import pytest
 import pykcm
 from pykcm import KCMSocket, Multiplexor, _kernel, _loopback, protocols, statistics
 from pykcm.errors import ArgumentError, FramingDefinitionError
+from tests.children import begin, ends_well
 
 from .connections import FRAMING, PATIENCE, Pair, message, reset
 
@@ -147,21 +148,19 @@ def test_clones_and_forked_workers_divide(connect: Connect) -> None:
         mux.socket.recv_disabled = True
         children = []
         for clone in clones:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    for _, far in pairs:
-                        far.close()
-                    for other in clones:
-                        if other is not clone:
-                            other.close()
-                    with contextlib.suppress(pykcm.Disconnected):
-                        while True:
-                            for one in clone.recv_many(timeout=PATIENCE):
-                                os.write(writing, one[4:8])
-                finally:
-                    os._exit(0)
-            children.append(pid)
+
+            def receive(clone: pykcm.KCMSocket = clone) -> None:
+                for _, far in pairs:
+                    far.close()
+                for other in clones:
+                    if other is not clone:
+                        other.close()
+                with contextlib.suppress(pykcm.Disconnected):
+                    while True:
+                        for one in clone.recv_many(timeout=PATIENCE):
+                            os.write(writing, one[4:8])
+
+            children.append(begin(receive))
         os.close(writing)
         for clone in clones:
             clone.close()
@@ -173,7 +172,7 @@ def test_clones_and_forked_workers_divide(connect: Connect) -> None:
         for _ in pairs:
             mux.wait_disconnection(timeout=PATIENCE)
         for pid in children:
-            os.waitpid(pid, 0)
+            ends_well(pid)
         with open(reading, "rb") as stream:  # noqa: PTH123
             data = stream.read()
     assert sorted(data[i : i + 4] for i in range(0, len(data), 4)) == numbers

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 
 import pykcm
 from pykcm import _kernel, _loopback, _offset
+from tests.children import in_child
 from tests.unit.stand_in import World, stand_in
 
 
@@ -136,12 +136,13 @@ def test_23_a_fork_while_another_thread_asks_the_kernel(monkeypatch: pytest.Monk
     thread = threading.Thread(target=_offset.find_strategy)
     thread.start()
     assert asking.wait(30)
-    child = os.fork()
-    if child == 0:
+
+    def find() -> None:
         monkeypatch.setattr(_offset, "_ask_kernel", lambda: _offset.PROBE)
-        signal.alarm(20)
-        os._exit(0 if _offset.find_strategy() is _offset.PROBE else 1)
-    status = os.waitpid(child, 0)[1]
-    go_on.set()
-    thread.join()
-    assert status == 0
+        assert _offset.find_strategy() is _offset.PROBE
+
+    try:
+        in_child(find)
+    finally:
+        go_on.set()
+        thread.join()

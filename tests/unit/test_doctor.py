@@ -23,6 +23,7 @@ from pykcm.doctor.system import System
 from pykcm.framing import FixedLength
 from pykcm.selftest import versions
 from tests import delegation as staged
+from tests.children import begin, ends_well, in_child
 
 from .test_unavailable import has_kcm
 
@@ -306,20 +307,20 @@ def test_for_a_user_and_not_by_one() -> None:
     assert "sandbox" in found
     assert "CAP_BPF," in {each.name: each for each in examine()}["capabilities"].text
     reading, writing = os.pipe()
-    if os.fork() == 0:  # another user may not run this Python where it lies in a home
+
+    def examine_as_nobody() -> None:  # who may not run this Python where it lies in a home
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
         try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
             doctor.examine_for(Target(False, 1))
         except PermissionError as error:
             os.write(writing, str(error).encode())
-        finally:
-            os._exit(0)
+
+    in_child(examine_as_nobody)
     os.close(writing)
     with open(reading, encoding="utf-8") as stream:  # noqa: PTH123
         told = stream.read()
-    os.wait()
     assert "sudo kcm doctor" in told
 
 
@@ -331,24 +332,19 @@ def test_for_a_process_with_a_token() -> None:
     """Its namespaces are entered: the token is its own, and there is none outside."""
     read, write = os.pipe()
     held, release = os.pipe()
-    outside = os.fork()
-    if outside == 0:
 
-        def run() -> None:
-            # The PID as everybody sees it: the namespace is the parent's.
-            os.write(write, str(os.getpid()).encode())
-            os.read(held, 1)
+    def run() -> None:
+        # The PID as everybody sees it: the namespace is the parent's.
+        os.write(write, str(os.getpid()).encode())
+        os.read(held, 1)
 
-        try:
-            staged.delegated(staged.FULL, run)
-        finally:
-            os._exit(0)
+    outside = begin(lambda: staged.delegated(staged.FULL, run))
     try:
         pid = int(os.read(read, 20))
         found = {each.name: each for each in doctor.examine_for(Target(True, pid))}
     finally:
         os.write(release, b"x")
-        os.waitpid(outside, 0)
+        ends_well(outside)
         for fd in (read, write, held, release):
             os.close(fd)
     assert "with a BPF token" in found["program"].text

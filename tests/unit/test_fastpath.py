@@ -24,6 +24,7 @@ import trio
 
 import pykcm
 from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
+from tests.children import in_child
 from tests.unit.port_owner import PATHS, own
 
 ROOM = 1000
@@ -488,17 +489,6 @@ def test_threads_send(owner: Any, peer: socket.socket) -> None:
 # ---- fork ----
 
 
-def in_child(what: Callable[[], bool]) -> bool:
-    child = os.fork()
-    if not child:
-        done = False
-        try:
-            done = what()
-        finally:
-            os._exit(0 if done else 1)
-    return os.waitpid(child, 0)[1] == 0
-
-
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_has_none_of_its_parents_messages(owner: Any, peer: socket.socket) -> None:
     for i in range(5):
@@ -507,14 +497,14 @@ def test_a_child_has_none_of_its_parents_messages(owner: Any, peer: socket.socke
     assert owner.recv() == b"0"
     assert owner._port.held == 4
 
-    def look() -> bool:
-        with contextlib.suppress(BlockingIOError):
+    def look() -> None:
+        with pytest.raises(BlockingIOError):
             owner.recv(None, socket.MSG_DONTWAIT)
-            return False
         peer.send(b"child's")
-        return bool(owner.recv() == b"child's") and owner._port.shared == 1
+        assert owner.recv() == b"child's"
+        assert owner._port.shared == 1
 
-    assert in_child(look)
+    in_child(look)
     assert owner.recv_many() == [b"1", b"2", b"3", b"4"]
     assert owner._port.shared == 1
 

@@ -16,6 +16,7 @@ import pytest
 
 from pykcm import Disconnected, KCMOSError
 from pykcm.socket import KCMSocket
+from tests.children import in_child
 from tests.unit.stand_in import PATIENCE, World, stand_in
 
 
@@ -81,25 +82,14 @@ def test_what_cannot_be_pickled(world: World) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="requires root, to become another user")
 def test_in_a_process_of_another_user(world: World) -> None:
     data = ticket(world.mux.socket)
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        text = "nothing was raised"
-        try:
-            os.setuid(65534)
+
+    def unpickle() -> None:
+        os.setuid(65534)
+        with pytest.raises(KCMOSError, match="the KCM socket was not handed over") as info:
             pickle.loads(data)
-        except KCMOSError as error:
-            text = f"{errno.errorcode[error.errno or 0]} {error.strerror}"
-        except BaseException as error:
-            text = repr(error)
-        finally:
-            os.write(writer, text.encode())
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as answer:
-        text = answer.read().decode()
-    os.waitpid(pid, 0)
-    assert text.startswith("EACCES the KCM socket was not handed over"), text
+        assert info.value.errno == errno.EACCES
+
+    in_child(unpickle)
 
 
 def test_nothing_is_imported_for_it() -> None:

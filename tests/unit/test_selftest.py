@@ -23,6 +23,7 @@ from pykcm.selftest.checks import GROUPS
 from pykcm.selftest.environment import Environment
 from pykcm.selftest.lab import Lab
 from tests import mutations
+from tests.children import begin
 
 CHECKS = every(GROUPS)
 
@@ -227,10 +228,7 @@ class TestRunner:
             file.write_text(str(os.getpid()), encoding="ascii")
             signal.pause()
 
-        pid = os.fork()
-        if pid == 0:
-            run(waits)
-            os._exit(0)
+        pid = begin(lambda: run(waits))
         end = time.monotonic() + 10
         while not (file.exists() and file.read_text(encoding="ascii")):
             assert time.monotonic() < end

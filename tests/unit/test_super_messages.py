@@ -23,6 +23,7 @@ import pytest
 import pykcm
 from pykcm import KCMSocket, _kernel, _loopback
 from pykcm.framing import Delimiter, FixedLength, Framing, LengthField
+from tests.children import in_child
 from tests.unit.port_owner import PATHS, own
 from tests.unit.stand_in import stand_in
 
@@ -342,21 +343,16 @@ def test_a_fork_shares_no_telling(wired: Any) -> None:
     assert not readable(kcm)
     wire.send(message(1) * 3)
     assert kcm.recv() == message(1)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        status = 1
-        try:
-            assert not readable(kcm)
-            with contextlib.suppress(TimeoutError):
-                kcm.recv(timeout=0)
-            wire.send(message(2) * 2)  # to the parent's end as well; one of the two takes it
-            assert kcm.recv(timeout=5) == message(2)
-            assert readable(kcm)
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def look() -> None:
+        assert not readable(kcm)
+        with contextlib.suppress(TimeoutError):
+            kcm.recv(timeout=0)
+        wire.send(message(2) * 2)  # to the parent's end as well; one of the two takes it
+        assert kcm.recv(timeout=5) == message(2)
+        assert readable(kcm)
+
+    in_child(look)
     assert readable(kcm)
     assert kcm.recv_many() == [message(1)] * 2
     assert not readable(kcm)
@@ -366,10 +362,7 @@ def test_a_batch_after_a_fork_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     stand_in(monkeypatch)
     near, far = _loopback.connection()
     with near, far, KCMSocket() as kcm:
-        child = os.fork()
-        if child == 0:
-            os._exit(0)
-        os.waitpid(child, 0)
+        in_child(lambda: None)
         with pytest.raises(pykcm.ArgumentError, match="fork"):
             kcm._attaching.divide(kcm._port, FRAMING, 7)
 

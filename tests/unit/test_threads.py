@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
 import socket
 import sys
 import threading
@@ -24,6 +23,7 @@ from pykcm import Exchange, KCMSocket, LengthField, Multiplexor, OutcomeUnknown,
 from pykcm._binding import lib
 from pykcm._draining import Drain
 from pykcm._requests import Request
+from tests.children import in_child
 from tests.unit.stand_in import PATIENCE, World, stand_in
 
 
@@ -300,33 +300,27 @@ def test_a_fork_while_a_drain_has_clones(world: World) -> None:
     drain = world.mux._transports._drain
     drain._clones.append(_kernel.Descriptor.duplicate(world.mux.socket.fileno()))
     fd = drain._clones[0].fileno()
-    if (pid := os.fork()) == 0:
-        try:
+
+    def look() -> None:
+        with pytest.raises(OSError, match="Bad file"):
             os.fstat(fd)
-        except OSError:
-            os._exit(0)
-        os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    in_child(look)
     os.fstat(fd)
     world.mux._transports.let_clones_go()
 
 
 def test_a_fork_waits_for_a_look(world: World) -> None:
     """The child finds the lock free, also where another thread had it."""
-    free: list[int] = []
+
+    def take() -> None:
+        assert world.mux._transports.lock.acquire(blocking=False)
+
     with world.mux._transports.lock:
-
-        def fork() -> None:
-            if (pid := os.fork()) == 0:
-                os._exit(not world.mux._transports.lock.acquire(blocking=False))
-            free.append(os.waitpid(pid, 0)[1])
-
-        thread = threading.Thread(target=fork)
-        thread.start()
+        forked = Waiting(lambda: in_child(take))
         time.sleep(0.05)
-        assert not free
-    thread.join()
-    assert free == [0]
+        assert not forked.done
+    assert forked.outcome is None
 
 
 class Waiting:
@@ -338,6 +332,10 @@ class Waiting:
             target=lambda: self._outcome.append(result_of(action)), daemon=True
         )
         self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return bool(self._outcome)
 
     @property
     def outcome(self) -> Any:
@@ -428,15 +426,12 @@ def test_a_pool_is_kept_by_one(world: World) -> None:
 def test_a_fork_beside_a_receive(world: World) -> None:
     """In the child the Multiplexor's own socket can be disabled: nobody has the Port's lock."""
 
-    def fork() -> int:
-        if (pid := os.fork()) == 0:
-            signal.alarm(10)
-            # Refused by the Unix socket, which is no KCM socket; but it does not wait.
-            with contextlib.suppress(OSError):
-                world.mux.socket.recv_disabled = True
-            os._exit(0)
-        return os.waitpid(pid, 0)[1]
+    def disable() -> None:
+        # Refused by the Unix socket, which is no KCM socket; but it does not wait.
+        with contextlib.suppress(OSError):
+            world.mux.socket.recv_disabled = True
 
     with Beside(world.mux._port.pull) as receiver:
-        assert [fork() for _ in range(30)] == [0] * 30
+        for _ in range(30):
+            in_child(disable)
     assert receiver.error is None
