@@ -214,7 +214,7 @@ class Framing(abc.ABC):
         """
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64, typed=True)  # True is no batch, though it equals 1
 def _code(framing: Framing, strategy: Strategy, batch: int) -> bytes:
     """The instructions, kept: a program is loaded for every connection that is attached."""
     from pykcm import bpf
