@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,21 @@ class Crowd:
         self.mux.close()
         self._staying.close()
         self._far.close()
+
+    def missing(self) -> set[int]:
+        return self.sent - set(self.received)
+
+    def state(self) -> str:
+        """What was missing, what comes late, and where the kernel has the rest."""
+        missing = self.missing()
+        table = Path("/proc/net/kcm").read_text(encoding="ascii")
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and self.missing():
+            self.receive(random.Random(self._seed))
+        return (
+            f"missing after {PATIENCE:.0f} s {sorted(missing)}, later {sorted(self.missing())}; "
+            f"{self.mux!r}, told {len(self.told)} of {len(self.ended)} ends\n{table}"
+        )
 
     def _repeat(self, job: Callable[[random.Random], None], rng: random.Random) -> None:
         try:
@@ -141,7 +157,8 @@ def test_everything_at_once(clones_receive: bool) -> None:
     with contextlib.closing(Crowd(seed, clones_receive)) as crowd:
         crowd.run()
         assert not crowd.errors, f"seed {seed}"
-        assert set(crowd.received) == crowd.sent, f"seed {seed}"
+        assert not crowd.missing(), f"seed {seed}: {crowd.state()}"
+        assert set(crowd.received) == crowd.sent, f"seed {seed}: some were not sent"
         assert crowd.received.total() == len(crowd.sent), f"seed {seed}: some came twice"
         assert sorted(crowd.told) == sorted(crowd.ended), f"seed {seed}"
         assert sorted(crowd.reported) == sorted(crowd.ended), f"seed {seed}"

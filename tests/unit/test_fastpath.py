@@ -26,6 +26,7 @@ import pykcm
 from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
 from tests.children import in_child
 from tests.unit.port_owner import PATHS, own
+from tests.unit.starving import Case, each_allocation_fails
 
 ROOM = 1000
 FAST = [path for path in PATHS if path.__name__.endswith("_fastpath")]
@@ -757,57 +758,45 @@ def test_no_message_is_lost_for_want_of_memory(pair: Any, how: str, size: int) -
     """Each allocation of a call fails in turn."""
     if not FAST:
         pytest.skip("the fast path is not compiled here")
-    nomemory = getattr(pytest.importorskip("_testcapi"), "set_nomemory", None)
-    if nomemory is None:
-        pytest.skip("this Python's _testcapi has no set_nomemory")
-    enough = sys.modules["_testcapi"].remove_mem_hooks
-    owner = own(FAST[0], pair[0], 20000)
-    kept: list[Any] = [None]  # made before: the test's own lines shall need no memory
 
     async def go_on() -> None:
         pass
 
-    async def wait(operation: Any) -> None:
-        kept[0] = await operation
-
-    def call() -> None:
-        if how == "recv":
-            kept[0] = owner.recv()
-        elif how == "recv_many":
-            kept[0] = owner.recv_many()
-        elif how == "recvfrom":
-            kept[0] = owner.recvfrom(1)
-        elif how == "peek":
-            owner.recv(None, 2)  # MSG_PEEK
-        else:  # by hand: an event loop that runs out of memory forgets its tasks and never ends
-            with contextlib.suppress(StopIteration):
-                awaiting.send(None)
-
-    owner._checkpoint = go_on
-    failed = 0
-    for start in range(80):
+    def case() -> Case:
+        owner = own(FAST[0], pair[0], 20000)
+        owner._checkpoint = go_on
         messages = [bytes([65 + i]) * size for i in range(3)]
         for message in messages:
             pair[1].send(message)
-        kept[0] = None
         operation = owner.arecv()
-        awaiting = wait(operation)
-        nomemory(start, start + 1)
-        try:
-            call()
-            enough()
-        except MemoryError:
-            enough()
-            failed += 1
+        kept: list[Any] = [None]
+
+        async def wait() -> None:
+            kept[0] = await operation
+
+        awaiting = wait()
+
+        def by_hand() -> None:  # an event loop that runs out of memory forgets its tasks
+            with contextlib.suppress(StopIteration):
+                awaiting.send(None)
+
+        calls = {
+            "recv": owner.recv,
+            "recv_many": owner.recv_many,
+            "recvfrom": lambda: owner.recvfrom(1),
+            "peek": lambda: owner.recv(None, 2) and None,  # MSG_PEEK
+            "await": by_hand,
+        }
+        result = (yield calls[how]) or kept[0]
         awaiting.close()
         operation.close()
-        result = kept[0]
         got = [*result[:1]] if isinstance(result, tuple) else result or []
         got = [got] if isinstance(got, bytes) else got
         while len(got) < 3:
             got += owner.recv_many(timeout=0)
-        assert got == messages, start
-    assert failed
+        assert got == messages
+
+    each_allocation_fails(80, case)
 
 
 def test_room_that_comes_between_a_try_and_the_wait_is_not_missed(pair: Any) -> None:

@@ -11,7 +11,6 @@ import random
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pykcm.framing import Delimiter, FixedLength, Framing, LengthField
 from tests.children import in_child
 from tests.unit.port_owner import PATHS, own
 from tests.unit.stand_in import stand_in
+from tests.unit.starving import Case, each_allocation_fails
 
 FRAMING = LengthField(size=2, max_length=70_000)
 LONGEST = 70_003
@@ -176,55 +176,39 @@ def test_send_many_counts_messages_when_there_is_no_room(path: ModuleType, pair:
 def test_want_of_memory_loses_nothing(path: ModuleType, pair: Any) -> None:
     if path.__name__.endswith("_slowpath"):
         pytest.skip("the slow path has lines of Python between a message and its caller")
-    nomemory = getattr(pytest.importorskip("_testcapi"), "set_nomemory", None)
-    if nomemory is None:
-        pytest.skip("this Python's _testcapi has no set_nomemory")
-    enough = sys.modules["_testcapi"].remove_mem_hooks
-    owner = divider(path, pair[0], 64)
-    failed = 0
-    for start in range(120):
+
+    def case() -> Case:
+        owner = divider(path, pair[0], 64)
         sent = [message(500, b"%d" % (n % 10)) for n in range(80)]
         pair[1].send(b"".join(sent[:40]))
         pair[1].send(b"".join(sent[40:]))
-        got = None
-        nomemory(start, start + 1)
-        try:
-            got = owner.recv_many()
-            enough()
-        except MemoryError:
-            enough()
-            failed += 1
-        got = got or []
+        got = (yield owner.recv_many) or []
         while len(got) < len(sent):
             got += owner.recv_many(timeout=0)
-        assert got == sent, start
-    assert failed
+        assert got == sent
+
+    each_allocation_fails(120, case)
 
 
 def test_what_came_under_a_rule_is_divided_by_it(pair: Any) -> None:
     """A MemoryError leaves the middle of a super message, and then an attach fails."""
-    nomemory = getattr(pytest.importorskip("_testcapi"), "set_nomemory", None)
-    if nomemory is None or PATHS[0].__name__.endswith("_slowpath"):
-        pytest.skip("the fast path, or this Python's set_nomemory, is not here")
-    enough = sys.modules["_testcapi"].remove_mem_hooks
-    owner = divider(PATHS[0], pair[0], 64)
-    for start in range(60):
+    if PATHS[0].__name__.endswith("_slowpath"):
+        pytest.skip("the fast path is not here")
+
+    def case() -> Case:
+        owner = divider(PATHS[0], pair[0], 64)
         sent = [message(500, b"%d" % (n % 10)) for n in range(9)]
         pair[1].send(b"".join(sent))
-        got: list[bytes] = []
-        nomemory(start, start + 1)
-        try:
-            got = owner.recv_many()
-            enough()
-        except MemoryError:
-            enough()
+        got = (yield owner.recv_many) or []
         owner._port.set_rule(None, 0)
         while len(got) < len(sent) and owner._port.held:
             got += owner.recv_many(timeout=0)
         owner._port.set_rule(FRAMING.memory_program(), 64)
         while len(got) < len(sent):
             got += owner.recv_many(timeout=0)
-        assert got == sent, start
+        assert got == sent
+
+    each_allocation_fails(60, case)
 
 
 def test_a_rule_has_to_be_one() -> None:
