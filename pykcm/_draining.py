@@ -21,13 +21,15 @@ A transport may go when all of these hold:
 
 Bytes that stay, though none waits, are the beginning of a message, or lie behind what stopped the
 parser.  The kernel's worker may also be late: it is made to look at them (`_tcp.parse_again`),
-which takes the beginning of a message off TCP, and so shows that it did.  What it does not take in
-_SETTLED seconds lies behind what stopped it.
+which takes the beginning of a message off TCP, and so shows that it did; not where the connection
+lives, and the caller is to have them.  What it does not take in _SETTLED seconds lies behind what
+stopped it, or is such a beginning.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 import weakref
@@ -54,8 +56,8 @@ _SMALLEST_CHARGE = 256
 # Up to how many transports are locked to see that none has hold of our KCM socket.
 _FEW = 64
 
-# How many messages may wait in our own object while the owner receives none, and how many receives
-# one look makes at most.
+# How many messages may wait in our own object while the owner receives none and waits for no
+# unattach, and how many receives one look makes at most.
 _INBOX = 4096
 _RECEIVES = 16
 
@@ -162,9 +164,8 @@ class Drain:
             return True
         transport.since = transport.since or time.monotonic()
         unmoved = time.monotonic() - transport.since
-        if transport.target is not None:  # it lives: what it takes off TCP now would be lost
-            return unmoved > 10 * _UNMOVED
-        if unmoved > _UNMOVED * (1 + transport.stalls):
+        # Not of one that lives: what the worker takes off TCP then would be lost.
+        if transport.target is None and unmoved > _UNMOVED * (1 + transport.stalls):
             transport.kicked = transport.left, self._port.taken
             transport.stalls += 1
             _tcp.parse_again(transport.fd)
@@ -185,8 +186,11 @@ class Drain:
         capacity = _kernel.memory(self._kcm._fd())[_kernel.RCVBUF] // _SMALLEST_CHARGE + 2
         # Others may have taken some before the mark that are counted behind it.
         self._bound = (len(self._all) + 2) * capacity + _AT_ONCE
+        # Who waits for an unattach may be the only one to receive: its messages are bounded by what
+        # has come before.
+        most = _INBOX if all(transport.target is None for transport in transports) else math.inf
         for _ in range(_RECEIVES):
-            if port.held >= _INBOX or self._has_served(newest):
+            if port.held >= most or self._has_served(newest):
                 break
             port.pull()
         if len(self._all) > _FEW and port.empty > newest[1]:

@@ -163,7 +163,8 @@ class Multiplexor(Upkeep):
         """Take a transport off, after its messages were received and sent.
 
         Messages that have arrived stay to be received.  Of a live connection, bytes can arrive at
-        any moment: the peer has to be silent, or the beginning of its next message is lost.
+        any moment: the peer has to be silent, or the beginning of its next message is lost.  Bytes
+        that the kernel has not taken within a second are left unread: `cut` says how many.
 
         Args:
             tcp: as it was given to `attach`.

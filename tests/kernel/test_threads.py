@@ -6,6 +6,7 @@ import collections
 import contextlib
 import itertools
 import random
+import socket
 import struct
 import sys
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pykcm import Disconnected, KCMSocket, LengthField, Multiplexor, _loopback, _tcp
+from pykcm import Disconnected, Disconnection, KCMSocket, LengthField, Multiplexor, _loopback, _tcp
 
 FRAMING = LengthField(offset=0, size=4, adjustment=4)
 SECONDS = 4.0
@@ -44,7 +45,10 @@ class Crowd:
         self.ended: set[int] = set()
         self._connections: list[object] = []  # so that no id() comes again
         self.told: list[int] = []
-        self.reported: list[int] = []
+        self.reported: list[Disconnection] = []
+        self.taken_off: dict[int, Disconnection] = {}
+        # What was sent on each connection: the first number and the one after the last.
+        self._streams: dict[int, tuple[int, int]] = {}
         self.errors: list[BaseException] = []
         self.mux = Multiplexor(FRAMING)
         self.mux.on_disconnect = lambda end: self.told.append(id(end.tcp))
@@ -83,9 +87,15 @@ class Crowd:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.missing():
             self.receive(random.Random(self._seed))
+        ends = {id(end.tcp): end for end in self.reported} | self.taken_off
+        streams = [
+            f"{first} to {end}: {ends.get(tcp)}"
+            for tcp, (first, end) in self._streams.items()
+            if missing & set(range(first, end))
+        ]
         return (
             f"missing after {PATIENCE:.0f} s {sorted(missing)}, later {sorted(self.missing())}; "
-            f"{self.mux!r}, told {len(self.told)} of {len(self.ended)} ends\n{table}"
+            f"of {streams}; {self.mux!r}, told {len(self.told)} of {len(self.ended)}\n{table}"
         )
 
     def _repeat(self, job: Callable[[random.Random], None], rng: random.Random) -> None:
@@ -100,13 +110,19 @@ class Crowd:
             messages = kcm.recv_many(most, timeout=timeout)
         except (TimeoutError, BlockingIOError):
             return False
-        with self._lock:
-            self.received.update(struct.unpack_from(">Q", message, 4)[0] for message in messages)
+        self._count(messages)
         return True
 
-    def _stream(self, count: int) -> bytes:
-        numbers = list(itertools.islice(self._numbers, count))
+    def _count(self, messages: list[bytes]) -> None:
+        with self._lock:
+            self.received.update(struct.unpack_from(">Q", message, 4)[0] for message in messages)
+
+    def _stream(self, near: socket.socket, count: int) -> bytes:
+        with self._lock:
+            numbers = list(itertools.islice(self._numbers, count))
         self.sent.update(numbers)
+        if numbers:
+            self._streams[id(near)] = numbers[0], numbers[-1] + 1
         return b"".join(struct.pack(">IQ", 8, number) for number in numbers)
 
     # ---- what the threads do ----
@@ -121,18 +137,20 @@ class Crowd:
             self._connections.append(near)
             self.ended.add(id(near))
             cut = rng.choice([b"", b"\0\0"])
-            far.sendall(self._stream(rng.choice([0, 1, 5, 200])) + cut)
+            far.sendall(self._stream(near, rng.choice([0, 1, 5, 200])) + cut)
 
     def unattach(self, rng: random.Random) -> None:
         near, far = _loopback.connection()
         with near, far:
             self.mux.attach(near)
             self._connections.append(near)
-            data = self._stream(rng.choice([0, 1, 20]))
+            data = self._stream(near, rng.choice([0, 1, 20]))
             far.sendall(data)
             while _tcp.bytes_received(near.fileno()) < len(data):
                 time.sleep(0.001)  # what comes later than it is taken off is the caller's
-            self.mux.unattach(near, timeout=PATIENCE)
+            end = self.taken_off[id(near)] = self.mux.unattach(near, timeout=PATIENCE)
+            if end.cut:  # the kernel did not come to it within a second: it is ours
+                self._count([near.recv(12, socket.MSG_WAITALL) for _ in range(end.cut // 12)])
 
     def clone(self, rng: random.Random) -> None:
         with self.mux.clone() as clone:
@@ -145,7 +163,7 @@ class Crowd:
                 self._receive_from(clone, 50, 0)
 
     def ask(self, rng: random.Random) -> None:
-        self.reported += [id(end.tcp) for end in self.mux.disconnections()]
+        self.reported += self.mux.disconnections()
         assert self.mux.fileno() >= 0
         assert self._staying in self.mux.transports
         time.sleep(rng.random() / 100)
@@ -161,9 +179,10 @@ def test_everything_at_once(clones_receive: bool) -> None:
         assert set(crowd.received) == crowd.sent, f"seed {seed}: some were not sent"
         assert crowd.received.total() == len(crowd.sent), f"seed {seed}: some came twice"
         assert sorted(crowd.told) == sorted(crowd.ended), f"seed {seed}"
-        assert sorted(crowd.reported) == sorted(crowd.ended), f"seed {seed}"
+        assert sorted(id(end.tcp) for end in crowd.reported) == sorted(crowd.ended), f"seed {seed}"
 
 
+@pytest.mark.timeout(300)  # on a busy host Linux passes the two by, for a second each time
 def test_two_receive_until_the_end() -> None:
     for number in range(5):
         near, far = _loopback.connection()
