@@ -10,17 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import pytest
-
 from pykcm import _draining
-from tests.unit.stand_in import PATIENCE, World, stand_in
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    stand_in(monkeypatch)
-    with contextlib.closing(World()) as world:
-        yield world
+from tests.unit.stand_in import PATIENCE, World
 
 
 @contextlib.contextmanager

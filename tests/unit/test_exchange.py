@@ -30,14 +30,7 @@ from pykcm import (
     protocols,
 )
 from tests.strikes import Case, strike_everywhere
-from tests.unit.stand_in import PATIENCE, World, stand_in
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    stand_in(monkeypatch)
-    with contextlib.closing(World()) as world:
-        yield world
+from tests.unit.stand_in import PATIENCE, World
 
 
 def message(number: int, body: bytes = b"") -> bytes:

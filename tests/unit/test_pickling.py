@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import errno
 import gc
@@ -17,14 +16,12 @@ import pytest
 from pykcm import Disconnected, KCMOSError
 from pykcm.socket import KCMSocket
 from tests.children import in_child
-from tests.unit.stand_in import PATIENCE, World, stand_in
+from tests.unit.stand_in import PATIENCE, World
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    stand_in(monkeypatch)
-    with contextlib.closing(World()) as world:
-        yield world
+def world(world: World) -> Iterator[World]:
+    yield world
     resource_sharer.stop()
 
 

@@ -28,7 +28,7 @@ from pykcm import (
     Pool,
 )
 from tests.strikes import descriptors
-from tests.unit.stand_in import PATIENCE, World, stand_in
+from tests.unit.stand_in import PATIENCE, World
 
 QUICK = (0.01, 0.05)
 
@@ -66,13 +66,6 @@ class Server:
 def server() -> Iterator[Server]:
     with contextlib.closing(Server()) as server:
         yield server
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    stand_in(monkeypatch)
-    with contextlib.closing(World()) as world:
-        yield world
 
 
 @pytest.fixture

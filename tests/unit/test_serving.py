@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Iterator
 
 import pytest
 
 from pykcm import Disconnected
 from pykcm._messages import Messages
 from pykcm.socket import KCMSocket
-from tests.unit.stand_in import PATIENCE, World, stand_in
+from tests.unit.stand_in import PATIENCE, World
 
 
 class Forgetful:
@@ -26,13 +24,6 @@ class Forgetful:
     def _serve_again(self) -> None:
         while self.waiting:
             self._world.wire.send(self.waiting.pop())
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    stand_in(monkeypatch)
-    with contextlib.closing(World()) as world:
-        yield world
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,16 +18,9 @@ import trio
 import pykcm
 from pykcm import Disconnected, Exchange, KCMOSError, _kernel, _tcp
 from pykcm._binding import lib
-from tests.unit.stand_in import PATIENCE, World, stand_in
+from tests.unit.stand_in import PATIENCE, World
 
 SPUN = 0.5  # seconds of CPU: more than who waits takes
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    stand_in(monkeypatch)
-    with contextlib.closing(World()) as world:
-        yield world
 
 
 @pytest.fixture

@@ -27,13 +27,6 @@ from tests.children import in_child
 from tests.unit.stand_in import PATIENCE, World, stand_in
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    stand_in(monkeypatch)
-    with contextlib.closing(World()) as world:
-        yield world
-
-
 @pytest.fixture(autouse=True)
 def _take_turns_often() -> Iterator[None]:
     before = sys.getswitchinterval()
