@@ -133,7 +133,7 @@ class Drain:
                     transport.cut = transport.kicked[0]
                 ready.append(transport)
             elif not proven:
-                transport.since = 0.0
+                transport.looked = 0.0
             elif transport.left and self._is_given_up(transport):
                 transport.cut = transport.left
                 ready.append(transport)
@@ -143,18 +143,19 @@ class Drain:
 
     def _observe(self, transport: Transport) -> None:
         """See how many of a transport's bytes KCM has not taken yet."""
-        left = _tcp.unparsed(transport.fd)
-        # A FIN counts as a byte received.
-        target = transport.target
-        if target is not None and left and _tcp.bytes_received(transport.fd) - left > target:
-            left = 0
+        if transport.target is None:
+            left = _tcp.unparsed(transport.fd)
+        else:  # what came later is not waited for; a FIN counts as a byte received
+            received = _tcp.bytes_received(transport.fd)  # first: what comes between is not parsed
+            left = _tcp.unparsed(transport.fd)
+            left = max(0, min(left, transport.target + 1 - (received - left)))
         if left != transport.left:
             if left:  # more than the beginning of a message
                 transport.kicked = None
             transport.left = left
             transport.mark = None
             transport.stalls = 0
-            transport.since = 0.0
+            transport.unmoved = transport.looked = 0.0
         if left and not transport.urgent:
             transport.urgent = _tcp.has_urgent_data(transport.fd)
 
@@ -162,8 +163,11 @@ class Drain:
         """Whether bytes that stay, though no message waits, will stay for ever."""
         if transport.stopped:
             return True
-        transport.since = transport.since or time.monotonic()
-        unmoved = time.monotonic() - transport.since
+        # While nobody looks, the worker may not have run either.
+        now = time.monotonic()
+        if transport.looked:
+            transport.unmoved += min(now - transport.looked, 5 * _SOON)
+        transport.looked, unmoved = now, transport.unmoved
         # Not of one that lives: what the worker takes off TCP then would be lost.
         if transport.target is None and unmoved > _UNMOVED * (1 + transport.stalls):
             transport.kicked = transport.left, self._port.taken

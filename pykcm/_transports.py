@@ -70,7 +70,8 @@ class Transport:
         self.left = -1
         self.cut = 0
         self.mark: tuple[int, int] | None = None
-        self.since = 0.0
+        # For how long its bytes have stayed, in seconds that were looked at, and when last.
+        self.unmoved = self.looked = 0.0
         self.stalls = 0
         self.kicked: tuple[int, int] | None = None
         self.urgent = False
@@ -253,6 +254,7 @@ class Transports:
 
     def begin_draining(self, transport: Transport) -> None:
         """Have a transport be drained; it is not watched any more."""
+        transport.mark = None  # what an unattach that was given up has proven is not true any more
         self.draining[transport.fd] = transport
         self._unwatch(transport)
 

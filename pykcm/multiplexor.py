@@ -168,7 +168,7 @@ class Multiplexor(Upkeep):
 
         Args:
             tcp: as it was given to `attach`.
-            timeout: seconds to wait for unsent bytes and for clones at most; None for no limit.
+            timeout: seconds to wait at most; None for no limit.
 
         Returns:
             What there is to know.  If its errno is not 0, a clone was in the middle of sending a
@@ -176,8 +176,9 @@ class Multiplexor(Upkeep):
 
         Raises:
             AttachError: ENOENT, it is not a transport of this multiplexor.
-            TimeoutError: bytes are unsent (one peer that does not read is enough), or messages come
-                in for the clones faster than they take them; the transport stays.
+            TimeoutError: bytes are unsent (one peer that does not read is enough), messages come in
+                for the clones faster than they take them, or the beginning of a message is waited
+                for and the time is shorter than that second; the transport stays.
         """
         return run(self._unattach_steps(tcp), timeout, "timed out: the transport stays attached")
 

@@ -795,6 +795,7 @@ def test_no_message_is_lost_for_want_of_memory(pair: Any, how: str, size: int) -
         while len(got) < 3:
             got += owner.recv_many(timeout=0)
         assert got == messages
+        assert not owner._port.held
 
     each_allocation_fails(80, case)
 

@@ -8,6 +8,7 @@ import gc
 import os
 import pickle
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing import reduction, resource_sharer
 
@@ -56,10 +57,14 @@ def test_no_descriptor_is_left(world: World) -> None:
         with pickle.loads(ticket(clone)):  # what the standard library starts for it
             pass
         gc.collect()  # what other tests have left may be closed meanwhile
+        time.sleep(0.1)  # the standard library's thread closes its own after it has answered
         before = count()
         with pickle.loads(ticket(clone)):
             pass
-        assert count() == before
+        end = time.monotonic() + PATIENCE
+        while count() > before and time.monotonic() < end:
+            time.sleep(0.01)
+        assert count() <= before
 
 
 def test_it_serves_once(world: World) -> None:

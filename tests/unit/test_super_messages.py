@@ -186,6 +186,7 @@ def test_want_of_memory_loses_nothing(path: ModuleType, pair: Any) -> None:
         while len(got) < len(sent):
             got += owner.recv_many(timeout=0)
         assert got == sent
+        assert not owner._port.held
 
     each_allocation_fails(120, case)
 
@@ -207,6 +208,7 @@ def test_what_came_under_a_rule_is_divided_by_it(pair: Any) -> None:
         while len(got) < len(sent):
             got += owner.recv_many(timeout=0)
         assert got == sent
+        assert not owner._port.held
 
     each_allocation_fails(60, case)
 
