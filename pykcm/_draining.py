@@ -167,13 +167,13 @@ class Drain:
         now = time.monotonic()
         if transport.looked:
             transport.unmoved += min(now - transport.looked, 5 * _SOON)
-        transport.looked, unmoved = now, transport.unmoved
+        transport.looked = now
         # Not of one that lives: what the worker takes off TCP then would be lost.
-        if transport.target is None and unmoved > _UNMOVED * (1 + transport.stalls):
+        if transport.target is None and transport.unmoved > _UNMOVED * (1 + transport.stalls):
             transport.kicked = transport.left, self._port.taken
             transport.stalls += 1
             _tcp.parse_again(transport.fd)
-        return unmoved > _SETTLED
+        return transport.unmoved > _SETTLED
 
     # ---- where our own KCM socket receives ----
 
@@ -190,8 +190,8 @@ class Drain:
         capacity = _kernel.memory(self._kcm._fd())[_kernel.RCVBUF] // _SMALLEST_CHARGE + 2
         # Others may have taken some before the mark that are counted behind it.
         self._bound = (len(self._all) + 2) * capacity + _AT_ONCE
-        # Who waits for an unattach may be the only one to receive: its messages are bounded by what
-        # has come before.
+        # Who waits for an unattach may be the only one to receive, and what had come before may be
+        # more.
         most = _INBOX if all(transport.target is None for transport in transports) else math.inf
         for _ in range(_RECEIVES):
             if port.held >= most or self._has_served(newest):

@@ -254,7 +254,7 @@ class Transports:
 
     def begin_draining(self, transport: Transport) -> None:
         """Have a transport be drained; it is not watched any more."""
-        transport.mark = None  # what an unattach that was given up has proven is not true any more
+        transport.left = -1  # what an unattach that was given up has seen is not true any more
         self.draining[transport.fd] = transport
         self._unwatch(transport)
 

@@ -177,8 +177,8 @@ class Multiplexor(Upkeep):
         Raises:
             AttachError: ENOENT, it is not a transport of this multiplexor.
             TimeoutError: bytes are unsent (one peer that does not read is enough), messages come in
-                for the clones faster than they take them, or the beginning of a message is waited
-                for and the time is shorter than that second; the transport stays.
+                for the clones faster than they take them, or the peer is in the middle of a message
+                and the time-out is under a second; the transport stays.
         """
         return run(self._unattach_steps(tcp), timeout, "timed out: the transport stays attached")
 

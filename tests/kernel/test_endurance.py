@@ -17,7 +17,7 @@ import pytest
 import pykcm
 from pykcm import Multiplexor, Reason, _loopback
 from pykcm.selftest import traffic
-from tests.children import begin
+from tests import children
 
 from .connections import PATIENCE, reset
 
@@ -30,7 +30,7 @@ COUNTER = struct.Struct("=Q")
 @contextlib.contextmanager
 def process(run: Callable[[], None]) -> Iterator[int]:
     """A forked process, killed when the block is left."""
-    pid = begin(run, limit=3600)
+    pid = children.begin(run, limit=3600)
     try:
         yield pid
     finally:

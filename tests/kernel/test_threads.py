@@ -148,9 +148,7 @@ class Crowd:
             far.sendall(data)
             while _tcp.bytes_received(near.fileno()) < len(data):
                 time.sleep(0.001)  # what comes later than it is taken off is the caller's
-            end = self.taken_off[id(near)] = self.mux.unattach(near, timeout=PATIENCE)
-            if end.cut:  # the kernel did not come to it within a second: it is ours
-                self._count([near.recv(12, socket.MSG_WAITALL) for _ in range(end.cut // 12)])
+            self.taken_off[id(near)] = self.mux.unattach(near, timeout=PATIENCE)
 
     def clone(self, rng: random.Random) -> None:
         with self.mux.clone() as clone:
@@ -182,7 +180,6 @@ def test_everything_at_once(clones_receive: bool) -> None:
         assert sorted(id(end.tcp) for end in crowd.reported) == sorted(crowd.ended), f"seed {seed}"
 
 
-@pytest.mark.timeout(300)  # on a busy host Linux passes the two by, for a second each time
 def test_two_receive_until_the_end() -> None:
     for number in range(5):
         near, far = _loopback.connection()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias
 
@@ -38,9 +38,14 @@ def each_allocation_fails(count: int, case: Callable[[], Case]) -> None:
             except MemoryError:
                 enough()
                 failed += 1
-            with contextlib.suppress(StopIteration):
+            try:
                 running.send(result)
-                raise AssertionError("a case yields once")
+            except StopIteration:
+                continue
+            except BaseException:
+                print(f"after allocation {start} failed:", file=sys.stderr)
+                raise
+            raise AssertionError("a case yields once")
         assert failed
 
     in_child(starve)

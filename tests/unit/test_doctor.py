@@ -23,7 +23,7 @@ from pykcm.doctor.system import System
 from pykcm.framing import FixedLength
 from pykcm.selftest import versions
 from tests import delegation as staged
-from tests.children import begin, ends_well, in_child
+from tests.children import begin, in_child
 
 from .test_unavailable import has_kcm
 
@@ -344,9 +344,10 @@ def test_for_a_process_with_a_token() -> None:
         found = {each.name: each for each in doctor.examine_for(Target(True, pid))}
     finally:
         os.write(release, b"x")
-        ends_well(outside)
+        status = os.waitpid(outside, 0)[1]
         for fd in (read, write, held, release):
             os.close(fd)
+    assert status == 0
     assert "with a BPF token" in found["program"].text
     assert "user namespace of its own" in found["capabilities"].text
 

@@ -13,7 +13,6 @@ import pytest
 LOADERS = re.compile(r"load\(|from_pin|needs_bpf")
 
 
-@pytest.mark.timeout(600)  # it is a third of all tests, on one CPU
 @pytest.mark.skipif(os.geteuid() != 0, reason="requires root, to drop its capabilities")
 def test_without_capabilities_no_test_fails() -> None:
     """Of all files that load programs, this one left out."""

@@ -62,9 +62,9 @@ def test_no_descriptor_is_left(world: World) -> None:
         with pickle.loads(ticket(clone)):
             pass
         end = time.monotonic() + PATIENCE
-        while count() > before and time.monotonic() < end:
+        while count() != before and time.monotonic() < end:
             time.sleep(0.01)
-        assert count() <= before
+        assert count() == before
 
 
 def test_it_serves_once(world: World) -> None:
