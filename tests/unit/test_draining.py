@@ -67,3 +67,12 @@ def test_the_beginning_of_a_message_is_the_callers(world: World) -> None:
     end = world.mux.unattach(world.near, timeout=PATIENCE)
     assert end.cut == 2
     assert world.near.recv(10) == b"\0\0"
+
+
+def test_what_an_unattach_that_was_given_up_saw_counts_no_more(world: World) -> None:
+    world.far.sendall(b"\0\0")
+    with pytest.raises(TimeoutError):
+        world.mux.unattach(world.near, timeout=0.8)
+    start = time.monotonic()
+    assert world.mux.unattach(world.near, timeout=PATIENCE).cut == 2
+    assert time.monotonic() - start > 0.9
