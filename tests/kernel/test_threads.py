@@ -8,7 +8,6 @@ import itertools
 import random
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pykcm import Disconnected, Disconnection, KCMSocket, LengthField, Multiplexor, _loopback, _tcp
+from tests import turns
 
 FRAMING = LengthField(offset=0, size=4, adjustment=4)
 SECONDS = 4.0
@@ -25,10 +25,8 @@ PATIENCE = 30.0
 
 @pytest.fixture(autouse=True)
 def _threads_take_turns_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
+    with turns.often():
+        yield
 
 
 class Crowd:

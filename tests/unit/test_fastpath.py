@@ -24,6 +24,7 @@ import trio
 
 import pykcm
 from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
+from tests import turns
 from tests.children import in_child
 from tests.unit.port_owner import PATHS, own
 from tests.unit.starving import Case, each_allocation_fails
@@ -399,15 +400,11 @@ def run_threads(count: int, what: Callable[[], None]) -> None:
             failures.append(error)
 
     threads = [threading.Thread(target=guarded) for _ in range(count)]
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
+    with turns.often():
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
-    finally:
-        sys.setswitchinterval(before)
     assert not failures
 
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,16 +22,15 @@ from pykcm import Exchange, KCMSocket, LengthField, Multiplexor, OutcomeUnknown,
 from pykcm._binding import lib
 from pykcm._draining import Drain
 from pykcm._requests import Request
+from tests import turns
 from tests.children import in_child
 from tests.unit.stand_in import PATIENCE, World, stand_in
 
 
 @pytest.fixture(autouse=True)
 def _take_turns_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
+    with turns.often():
+        yield
 
 
 class Beside:
