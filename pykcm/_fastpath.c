@@ -49,8 +49,10 @@
 #define JOINED (1 << 16)
 #define WORTH_JOINING 4096
 
-/* From this size on a message is received into its bytes object, in bytes: a copy costs more. */
+/* From these sizes on, in bytes, a message is received into its bytes object, since a copy costs more:
+ * in a batch; and alone, where recvmsg costs more than recv. */
 #define LARGE 4096
+#define LARGE_ALONE 8192
 
 /* Up to this size, in bytes, Python's own allocator serves an object; above it malloc. */
 #define SMALL 400
@@ -646,6 +648,8 @@ static int port_fetch(Port *port, int count, size_t room)
 	begun = ++port->begun;
 	/* What has to be divided needs no object of its own. */
 	expected = port->expected < room && (!port->rule || port->each == 1) ? port->expected : 0;
+	if (count == 1 && expected < LARGE_ALONE)
+		expected = 0;
 	batch->parts = port->keeps_rest && port->seqpacket;
 	if (count == 1 && !batch->parts && !expected) {
 		ssize_t length;
