@@ -1672,11 +1672,27 @@ static int operation_clear(Operation *self)
 	return 0;
 }
 
+/* As Python does of a coroutine; for a message that was not sent the more. */
+static void warn_of_never_awaited(enum kind kind)
+{
+	PyObject *type, *value, *traceback;
+
+	PyErr_Fetch(&type, &value, &traceback);
+	if (PyErr_WarnEx(PyExc_RuntimeWarning,
+			 kind < SEND ? "a call that receives was never awaited" :
+				       "a send was never awaited: nothing was sent",
+			 1) < 0)
+		PyErr_WriteUnraisable(NULL);
+	PyErr_Restore(type, value, traceback);
+}
+
 static void operation_dealloc(Operation *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
 
 	PyObject_GC_UnTrack(self);
+	if (!self->begun && !self->ended)
+		warn_of_never_awaited(self->call.kind);
 	operation_clear(self);
 	PyObject_GC_Del(self);
 	Py_DECREF(type);

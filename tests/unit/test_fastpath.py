@@ -604,6 +604,32 @@ def test_tasks_receive_and_send(owner: Any, peer: socket.socket, run: Callable[.
     run(main)
 
 
+def test_a_call_that_is_forgotten_is_warned_of(owner: Any, peer: socket.socket) -> None:
+    def forget(call: Callable[[], Any]) -> str:
+        with pytest.warns(RuntimeWarning) as warned:
+            call()
+            gc.collect()
+        assert len(warned) == 1
+        return str(warned[0].message)
+
+    assert forget(lambda: owner.asend(b"lost")) == "a send was never awaited: nothing was sent"
+    assert forget(lambda: owner.asend_many([b"lost"])) == forget(lambda: owner.asend(b"lost"))
+    assert forget(owner.arecv) == "a call that receives was never awaited"
+    assert forget(owner.arecv_many) == forget(owner.arecv)
+    peer.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        peer.recv(10)
+
+    async def cancelled_before_it_began() -> None:  # and so the caller was told
+        task = asyncio.ensure_future(owner.asend(b"lost"))
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    owner.asend(b"given up").close()
+    asyncio.run(cancelled_before_it_began())
+
+
 def test_a_cancelled_receive_loses_nothing(path: ModuleType, pair: Any) -> None:
     async def on_asyncio() -> None:
         owner = own(path, pair[0])
@@ -733,7 +759,7 @@ def test_calls_leak_nothing(owner: Any, peer: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             owner.recv(None, socket.MSG_DONTWAIT)
         owner.arecv().close()
-        owner.asend(payload)
+        owner.asend(payload).close()
 
     for _ in range(50):
         once()
