@@ -7,7 +7,7 @@ import errno
 import socket as _socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pykcm import _kernel, _tcp
+from pykcm import _explain, _kernel, _tcp, _trials
 from pykcm._forking import lock
 from pykcm._wait import explained
 from pykcm.errors import ArgumentError, AttachError, KCMOSError
@@ -43,7 +43,10 @@ class Attaching:
         A framing's program is loaded once: the verifier takes long over some.  Another thread may
         close it, unless the lock is held.
         """
+        from pykcm.framing.base import check_batch
+
         max_length = longest_message(framing)
+        check_batch(batch)
         if isinstance(framing, int):
             return framing, max_length
         from pykcm import bpf
@@ -59,11 +62,9 @@ class Attaching:
 
     def get_ready(self, type: int, framing: Delineation, batch: int) -> None:
         """Do what takes long, before the lock is taken to attach."""
-        from pykcm import _trials
-
-        self.delineate(framing, batch)
-        if type == _socket.SOCK_SEQPACKET:
-            with explained():
+        with explained():
+            self.delineate(framing, batch)
+            if type == _socket.SOCK_SEQPACKET:
                 _trials.seqpacket_keeps_the_rest()
 
     @contextlib.contextmanager
@@ -139,8 +140,6 @@ class Attaching:
             options: they are set on it, and set back if it is not attached.
             done: an `int[1]`, set to 1 when it is attached, whatever exception comes then.
         """
-        from pykcm import _explain, _trials
-
         try:
             _trials.refuse_unfit(tcp_fd)
             try:

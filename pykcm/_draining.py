@@ -35,7 +35,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from pykcm import _kernel, _tcp
+from pykcm import _explain, _kernel, _tcp
 from pykcm.errors import KCMOSError
 
 if TYPE_CHECKING:
@@ -220,8 +220,6 @@ class Drain:
         except OSError as error:
             if isinstance(error, KCMOSError):
                 raise
-            from pykcm import _explain
-
             raise _explain.explain(error, _explain.CLONE) from error
 
     # ---- where others receive ----

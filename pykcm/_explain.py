@@ -329,6 +329,12 @@ OPEN = (
         CapabilityError,
         "this process may not open a KCM socket; allow it in its sandbox or policy",
     ),
+    Row(
+        errno.EMFILE,
+        KCMOSError,
+        "the KCM socket could not be opened, for want of a descriptor; close some, or raise "
+        "RLIMIT_NOFILE",
+    ),
     Row(None, KCMOSError, "the KCM socket could not be opened ({reason})"),
 )
 
@@ -392,6 +398,21 @@ WAIT = (
         "there is no descriptor to wait by; close some, or raise RLIMIT_NOFILE",
     ),
     Row(None, KCMOSError, "there is no descriptor to wait by ({reason})"),
+)
+
+LOOPBACK = (
+    Row(
+        errno.EMFILE,
+        KCMOSError,
+        "there is no descriptor to find out by how to read a message's offset; close some, or "
+        "raise RLIMIT_NOFILE",
+    ),
+    Row(
+        None,
+        UnavailableError,
+        "the way to read the message's offset is found by a TCP connection to 127.0.0.1, which "
+        "failed ({reason}); set the loopback interface up",
+    ),
 )
 
 CLONE = (

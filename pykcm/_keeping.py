@@ -118,7 +118,13 @@ class Keeping:
         return pause * random.uniform(0.5, 1)
 
     def _attach(self, tcp: socket.socket) -> OSError | None:
-        fd, received = _kernel.Descriptor.duplicate(tcp.fileno()), 0
+        received = 0
+        try:
+            with explained():
+                fd = _kernel.Descriptor.duplicate(tcp.fileno())
+        except OSError:
+            tcp.close()
+            raise
         with contextlib.suppress(OSError):  # of what is no TCP socket, which `attach` names
             received = _tcp.bytes_received(fd.fileno())
         try:

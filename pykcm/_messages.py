@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from pykcm import _kernel
+from pykcm import _explain, _kernel
 from pykcm._wait import IDLE, Steps, Wait, apause, arun, checkpoint, pause, run
 from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
 
@@ -41,8 +41,6 @@ _ARGUMENTS = {
 def _make_error(operation: str, number: int) -> OSError:
     if number == errno.EAGAIN:
         return BlockingIOError(number, os.strerror(number))
-    from pykcm import _explain
-
     tables = {
         "receive": _explain.RECEIVE,
         "send": _explain.SEND,

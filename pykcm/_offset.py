@@ -233,11 +233,7 @@ def _delineates(program: bpf.Program) -> bool:
         try:
             near, far = _loopback.connection()
         except OSError as error:
-            raise UnavailableError(
-                error.errno or errno.ENETUNREACH,
-                "the way to read the message's offset is found by a TCP connection to 127.0.0.1, "
-                f"which failed ({error.strerror or error}); set the loopback interface up",
-            ) from error
+            raise _explain.explain(error, _explain.LOOPBACK) from error
         with near, far:
             far.sendall(b"".join(_EXPERIMENT_MESSAGES))
             _kernel.attach(kcm.fileno(), near.fileno(), program.fd)

@@ -86,12 +86,16 @@ class Request:
             return TimeoutError(f"timed out: request {self.key!r} was not sent")
         return TimeoutError(f"timed out: no answer to request {self.key!r} came")
 
-    def unknown(self) -> OutcomeUnknown:
-        """What is raised when it may have been on a connection that was lost."""
+    def unknown(self, error: OSError | None = None) -> OutcomeUnknown:
+        """What is raised when it may have been on a connection that was lost, or that an error
+        keeps the answer from."""
+        number, what = errno.ECONNRESET, "a connection was lost"
+        if error is not None:
+            number, what = error.errno or number, error.strerror or what
         return OutcomeUnknown(
-            errno.ECONNRESET,
-            f"a connection was lost while request {self.key!r} was in flight, and no answer came: "
-            "it may have been carried out or not",
+            number,
+            f"{what} while request {self.key!r} was in flight, and no answer came: it may have "
+            "been carried out or not",
             self.message,
         )
 

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from pykcm import _kernel, _loopback, _tcp, bpf
+from pykcm import _explain, _kernel, _loopback, _tcp, bpf
 from pykcm.errors import AttachError
 
 # How long to wait for a message on the loopback interface, in seconds.
@@ -28,8 +28,6 @@ _TLS_CIPHER_AES_GCM_128 = 51
 
 def may_read_kernel_memory() -> bool:
     """Whether this process has what bpf_probe_read_kernel asks of a program's loader."""
-    from pykcm import _explain
-
     have = _explain.capabilities()
     return "CAP_SYS_ADMIN" in have or {"CAP_BPF", "CAP_PERFMON"} <= have
 

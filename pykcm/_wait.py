@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
+from pykcm import _explain
 from pykcm._tasks import closing, wait_readable
 from pykcm.errors import ArgumentError, KCMOSError, UnavailableError
 
@@ -156,8 +157,6 @@ class explained:  # noqa: N801
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, KCMOSError):
-            from pykcm import _explain
-
             raise _explain.explain(error, _explain.WAIT) from error
 
 

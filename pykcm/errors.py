@@ -116,7 +116,8 @@ class ConnectFailed(KCMOSError, ConnectionError):  # noqa: N818
 
 
 class OutcomeUnknown(KCMOSError, ConnectionError):  # noqa: N818
-    """A connection was lost while a request was in flight, and no answer came.
+    """A connection was lost while a request was in flight, or the Multiplexor was closed, and no
+    answer came.
 
     It may have been carried out or not; a message does not say which connection it went by.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pykcm._driving import Driver
 from pykcm._requests import Book, Key, Request, Stray, in_task, in_thread
 from pykcm._wait import IDLE, Wait, apause, checkpoint, deadline_after, pause
-from pykcm.errors import Disconnected, OutcomeUnknown
+from pykcm.errors import Disconnected, KCMOSError, OutcomeUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -88,7 +88,8 @@ class Exchange:
 
         Raises:
             TimeoutError: no answer came in time; the text says whether the request was sent.
-            OutcomeUnknown: a connection was lost while it was in flight, and no answer came.
+            OutcomeUnknown: a connection was lost while it was in flight, or the Multiplexor was
+                closed, and no answer came.
             Disconnected: no connection is left; it was not sent.
             ArgumentError: it has no key, or that of one that is in flight or was given up.
             KCMOSError: EBUSY (renumber: no number is free); or as of `Multiplexor.send` and `recv`.
@@ -153,6 +154,10 @@ class Exchange:
         except Disconnected as error:
             if request.again:  # it was not sent again, but before
                 raise request.unknown() from error
+            raise
+        except KCMOSError as error:
+            if request.sent or request.again:
+                raise request.unknown(error) from error
             raise
         finally:
             self._leave(request)

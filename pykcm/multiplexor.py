@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from pykcm import _kernel
+from pykcm import _explain, _kernel
 from pykcm._attaching import LARGEST_MESSAGE, Delineation, descriptor_of, longest_message
 from pykcm._clones import Clones
 from pykcm._disconnection import Disconnection
@@ -153,8 +153,6 @@ class Multiplexor(Upkeep):
         except OSError as error:
             if isinstance(error, KCMOSError):
                 raise
-            from pykcm import _explain
-
             raise _explain.explain(error, _explain.ATTACH, tcp=fd, program=program_fd) from error
         finally:
             self._settle()
@@ -199,8 +197,6 @@ class Multiplexor(Upkeep):
         except OSError as error:
             if isinstance(error, (KCMOSError, TimeoutError)):
                 raise
-            from pykcm import _explain
-
             raise _explain.explain(error, _explain.UNATTACH, tcp=tcp.fileno()) from error
 
     def fileno(self) -> int:

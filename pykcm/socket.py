@@ -12,7 +12,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING
 
-from pykcm import _kernel, _tcp
+from pykcm import _explain, _kernel, _tcp, _trials
 from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
 from pykcm._binding import lib
 from pykcm._closing import Closing
@@ -76,8 +76,6 @@ class KCMSocket(Closing, Following):
         except UnavailableError:
             raise
         except OSError as error:
-            from pykcm import _explain
-
             raise _explain.explain(error, _explain.OPEN) from error
         self._port.fd = self.fileno()
         if "multiprocessing.reduction" in sys.modules:
@@ -120,12 +118,7 @@ class KCMSocket(Closing, Following):
             raise KCMOSError(
                 errno.EAFNOSUPPORT, f"descriptor {fd} is not a KCM socket (its family is {family})"
             )
-        if type_ == _socket.SOCK_SEQPACKET:
-            from pykcm import _trials
-
-            keeps = _trials.seqpacket_keeps_the_rest()
-        else:
-            keeps = False
+        keeps = type_ == _socket.SOCK_SEQPACKET and _trials.seqpacket_keeps_the_rest()
         self = cls(type_, max_message_size=max_message_size, _fileno=number)
         self._port.keeps_rest = keeps
         if framing is not None or batch != 1:
@@ -229,8 +222,6 @@ class KCMSocket(Closing, Following):
         except OSError as error:
             if isinstance(error, KCMOSError):
                 raise
-            from pykcm import _explain
-
             raise _explain.explain(error, _explain.UNATTACH, tcp=tcp_fd) from error
         with contextlib.suppress(OSError):
             before = self._options.pop(_tcp.cookie(tcp_fd), None)
@@ -251,8 +242,6 @@ class KCMSocket(Closing, Following):
             # In the place of a descriptor that has its owner already.
             _kernel.clone_onto(self._fd(), other.fileno())
         except OSError as error:
-            from pykcm import _explain
-
             other.close()
             raise _explain.explain(error, _explain.CLONE) from error
         other._port.keeps_rest = self._port.keeps_rest

@@ -10,6 +10,8 @@ import functools
 import os
 import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -247,6 +249,44 @@ def test_an_end_where_lo_is_down() -> None:
             near.close()
 
     in_child(run)
+
+
+# A process in which nothing was explained before: with a full table, no module can be read.
+FIRST_ERRORS = """
+import contextlib, os, resource, socket
+from pykcm import KCMOSError, LengthField, Multiplexor
+from pykcm._loopback import connection
+
+near, far = connection()
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+with contextlib.suppress(OSError):
+    while True:
+        taken.append(os.dup(0))
+errors = 0
+while True:
+    try:
+        with Multiplexor(LengthField()) as mux:
+            mux.attach(near)
+            far.sendall(bytes(4))
+            message = mux.recv(timeout=20)
+        break
+    except KCMOSError as error:
+        assert "RLIMIT_NOFILE" in str(error), error
+        errors += 1
+    os.close(taken.pop())
+print(errors, message)
+"""
+
+
+def test_the_first_errors_of_a_process_with_a_full_table() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_ERRORS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    errors, message = done.stdout.split(" ", 1)
+    assert int(errors) >= 5
+    assert message == f"{bytes(4)!r}\n"
 
 
 def test_receiving_where_memory_is_locked_and_limited() -> None:

@@ -571,12 +571,16 @@ def test_a_multiplexor_that_is_closed_meanwhile(world: World) -> None:
     threads = [threading.Thread(target=ask, args=[number], daemon=True) for number in range(5)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
+    world.wire.settimeout(PATIENCE)
+    for _ in threads:
+        world.wire.recv(1 << 16)
     world.mux.close(0)
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
     assert [error.errno for error in errors] == [errno.EBADF] * 5
+    assert [type(error) for error in errors] == [OutcomeUnknown] * 5
+    assert "the multiplexor is closed while request" in str(errors[0])
 
 
 @pytest.mark.skipif(

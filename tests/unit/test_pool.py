@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import errno
 import gc
+import os
 import pickle
+import resource
 import socket
 import struct
 import threading
@@ -22,6 +24,7 @@ from pykcm import (
     ConnectFailed,
     Disconnected,
     Disconnection,
+    KCMOSError,
     LengthField,
     MessageCut,
     Multiplexor,
@@ -279,6 +282,29 @@ def test_a_refused_connection_is_not_kept_with_the_failure(mux: Multiplexor, wor
         pool.fill()
     assert isinstance(kept.value.__cause__, AttachError)
     assert descriptors() == before
+
+
+def test_no_descriptor_is_left_for_a_second_one_of_a_connection(
+    mux: Multiplexor, world: World
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    near, far = world.connections.new()
+
+    def connect() -> socket.socket:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        return near
+
+    pool = Pool(mux, connect, 1)
+    try:
+        with pytest.raises(KCMOSError, match="descriptor") as caught:
+            pool.fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        far.close()
+    assert caught.value.errno == errno.EMFILE
+    assert near.fileno() == -1
 
 
 # ---- in tasks ----

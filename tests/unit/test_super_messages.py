@@ -16,11 +16,13 @@ import time
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 import pykcm
-from pykcm import KCMSocket, _kernel, _loopback
+from pykcm import FramingDefinitionError, KCMSocket, _kernel, _loopback
+from pykcm._attaching import Attaching
 from pykcm.framing import Delimiter, FixedLength, Framing, LengthField
 from tests.children import in_child
 from tests.unit.port_owner import PATHS, own
@@ -368,6 +370,15 @@ def test_a_failed_attach_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
                 kcm.attach(near, framing, batch=batch)
             assert kcm._port.rule is None
             assert not kcm._attaching._delineations
+
+
+@pytest.mark.parametrize("batch", [True, 1.0])
+def test_a_batch_that_equals_one_but_is_none(batch: int) -> None:
+    framing = LengthField()
+    attaching = Attaching()
+    attaching._program = framing, 1, Mock()  # as of a connection that was attached with 1
+    with pytest.raises(FramingDefinitionError):
+        attaching.delineate(framing, batch)
 
 
 def test_two_threads_and_a_task_find_what_another_left(wired: Any) -> None:
