@@ -54,7 +54,13 @@ def measure(
     print(f"bench: {program} ...", file=sys.stderr, flush=True)
     start = time.monotonic()
     done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=TIMEOUT,
+        preexec_fn=end_with_parent,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"bench: {program} ended with status {done.returncode}")

@@ -25,6 +25,7 @@ from rich.table import Table
 from ci import building, coverage, output
 from ci.coverage_report import document, summary
 from ci.guest import GUEST_FAILED
+from ci.jobs import end_with_parent
 from ci.kernels import ROOT, KernelUnavailableError
 from ci.output import say
 from ci.testing import KERNEL_TESTS, REPORTS
@@ -34,7 +35,7 @@ COUNTS = "coverage"  # in TARGET, a directory for each phase
 EARLIER = REPORTS / "debug-before"  # the counts of an earlier run, for --add
 DOCUMENT = ROOT / "docs" / "coverage.md"
 MEMORY = "2048"  # KASAN needs an eighth of it beside what there is
-TIMEOUT = 3600  # seconds, boot included
+TIMEOUT = 3600  # seconds, boot included, beside the stress
 
 # Kernel tests that use KCM in other ways than the selftest does. With KASAN an emulated kernel is
 # several times slower than a stock one, too slow for all of them.
@@ -112,7 +113,7 @@ def commands(stress: float, seed: int, tests: list[str], filtered: str) -> dict[
     return found
 
 
-def boot(directory: Path, cpus: int, todo: dict[str, list[str]]) -> int:
+def boot(directory: Path, cpus: int, stress: float, todo: dict[str, list[str]]) -> int:
     """Run these commands in a guest; ci/vm's exit status."""
     shutil.rmtree(EARLIER, ignore_errors=True)
     # The last phase has what those before it reached.
@@ -120,11 +121,14 @@ def boot(directory: Path, cpus: int, todo: dict[str, list[str]]) -> int:
         before[-1].rename(EARLIER)
     shutil.rmtree(TARGET, ignore_errors=True)
     TARGET.mkdir(parents=True)
-    command = ["ci/vm", "--kernel", str(directory), "--memory", MEMORY, "--timeout", str(TIMEOUT)]
+    command = ["ci/vm", "--kernel", str(directory), "--memory", MEMORY, "--timeout"]
+    command += [f"{TIMEOUT + stress:.0f}"]
     command += ["--cpus", str(cpus), "--keep", str(TARGET), "--", "python", "-m", "ci.debugged"]
     command += [str(TARGET.relative_to(ROOT)), json.dumps(todo)]
     # Standard output is for the report.
-    return subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False).returncode
+    return subprocess.run(
+        command, cwd=ROOT, stdout=sys.stderr, preexec_fn=end_with_parent, check=False
+    ).returncode
 
 
 def read(kernel: str, counted: bool, adding: bool = False) -> Result:
@@ -218,7 +222,7 @@ def main() -> int:
     try:
         directory = building.build(flavour)
         todo = commands(arguments.stress, arguments.seed, tests, arguments.filter)
-        status = boot(directory, arguments.cpus, todo)
+        status = boot(directory, arguments.cpus, arguments.stress, todo)
         if status == GUEST_FAILED:
             return status
         result = read(building.source(), counted=not arguments.kcsan, adding=arguments.add)

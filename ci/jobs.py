@@ -6,6 +6,7 @@ One at a time, a command has our own standard output, and so a terminal where we
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import queue
 import signal
 import subprocess
@@ -17,6 +18,9 @@ from typing import TypeAlias
 
 from ci.kernels import ROOT
 from ci.output import say
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Events: TypeAlias = "queue.SimpleQueue[_Running | int | OSError]"
 
@@ -60,6 +64,12 @@ def run(jobs: Sequence[Job], at_once: int = 1) -> list[int]:
             for left in running:
                 left.process.wait()
     return [statuses[job] for job in jobs]
+
+
+def end_with_parent() -> None:
+    """In a child, before it executes a command (`preexec_fn`): end it with this process, however
+    that ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from typing import Any
 from ci import built, modules, output
 from ci.bugs import BUGS, KCM, PlaceMissingError
 from ci.guest import KERNEL_FAULTED, TIMED_OUT
+from ci.jobs import end_with_parent
 from ci.kernels import CACHE, NAME, ROOT, Kernel, KernelUnavailableError
 from ci.output import say
 from ci.testing import REPORTS
@@ -112,7 +113,9 @@ class Guest:
             command += ["--append", option]
         command += ["--", "python", "-m", "ci.mutants_guest", str(asked.stress), json.dumps(given)]
         self.status = 0
-        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent
+        )
 
     def events(self) -> Iterator[Event]:
         assert self._process.stdout

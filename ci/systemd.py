@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ci import output
 from ci.apt import lock, machine_archives, run
+from ci.jobs import end_with_parent
 from ci.kernels import CACHE, ROOT, KernelUnavailableError, say
 
 HOME = CACHE / "systemd"
@@ -53,7 +54,7 @@ def main() -> int:
     command = ["ci/vm", "--kernel", os.environ.get("KERNEL") or KERNEL, "--"]
     command += ["env", f"PYKCM_SYSTEMD_ROOT={where}", "pytest"]
     command += ["-p", "no:hypothesispytest", "-p", "no:xdist", TEST, *sys.argv[1:]]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, preexec_fn=end_with_parent, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -34,6 +34,25 @@ def test_statuses_come_in_the_order_of_the_commands(at_once: int) -> None:
     assert jobs.run(todo, at_once) == [3, 4, 0]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_ends_with_its_parent(number: signal.Signals) -> None:
+    script = (
+        "import subprocess; from ci.jobs import end_with_parent\n"
+        "child = subprocess.Popen(['sleep', '100'], preexec_fn=end_with_parent)\n"
+        "print(child.pid, flush=True); child.wait()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        parent.send_signal(number)
+        end = time.monotonic() + 30
+        while runs(pid):  # until whoever inherits it has waited for it
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
 def test_a_signal_is_a_negative_status() -> None:
     assert jobs.run([shell("killed", "kill -9 $$")]) == [-9]
 
