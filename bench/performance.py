@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import page
+from ci.jobs import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "reports" / "bench.json"
