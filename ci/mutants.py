@@ -113,8 +113,12 @@ class Guest:
             command += ["--append", option]
         command += ["--", "python", "-m", "ci.mutants_guest", str(asked.stress), json.dumps(given)]
         self.status = 0
-        self._process = subprocess.Popen(  # noqa: PLW1509  # no other thread is here
-            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509  # no other thread is here
         )
 
     def events(self) -> Iterator[Event]:
