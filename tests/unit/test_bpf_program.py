@@ -10,7 +10,6 @@ import gc
 import os
 import pickle
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +33,7 @@ from pykcm.errors import (
     UnavailableError,
     VerifierError,
 )
+from tests.strikes import alarms
 from tests.unit.bpf_oracle import needs_bpf
 
 pytestmark = needs_bpf
@@ -502,14 +502,9 @@ def test_signals_during_the_load_do_no_harm() -> None:
     """The verifier gives up when a signal is pending; the handler runs, and it tries again."""
     seen: list[int] = []
     body = "\n".join(["r6 = r1"] + ["r0 = *(u8 *)skb[0]\nif r0 == 5 goto +0"] * 2000)
-    previous = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.1)
+    with alarms(lambda number, frame: seen.append(number), 0.001, 0.1):
         for _ in range(10):
             Program.load(body + "\nexit").close()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
     assert seen
 
 

@@ -26,6 +26,7 @@ import pykcm
 from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
 from tests import turns
 from tests.children import in_child
+from tests.strikes import alarms
 from tests.unit.port_owner import PATHS, own
 from tests.unit.starving import Case, each_allocation_fails
 
@@ -516,13 +517,8 @@ def struck_after(seconds: float, before: Callable[[], object] = lambda: None) ->
         before()
         raise StruckError
 
-    previous = signal.signal(signal.SIGALRM, strike)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
+    with alarms(strike, seconds):
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.mark.parametrize("how", ["recv", "recv_many", "recv_into"])

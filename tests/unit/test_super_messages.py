@@ -23,6 +23,7 @@ import pykcm
 from pykcm import KCMSocket, _kernel, _loopback
 from pykcm.framing import Delimiter, FixedLength, Framing, LengthField
 from tests.children import in_child
+from tests.strikes import alarms
 from tests.unit.port_owner import PATHS, own
 from tests.unit.stand_in import stand_in
 from tests.unit.starving import Case, each_allocation_fails
@@ -264,24 +265,18 @@ def test_select_sees_what_an_exception_left(wired: Any) -> None:
     def strike(*_: object) -> None:
         raise RuntimeError
 
-    previous = signal.signal(signal.SIGALRM, strike)
-    try:
+    with alarms(strike):
         for i in range(100):
             wire.send(message(1) * 2)
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + i % 40))
-                while kcm.recv_many(
-                    1, timeout=9
-                ):  # a signal just before poll(2) waits for a second
-                    pass
+                while kcm.recv_many(1, timeout=9):
+                    pass  # a signal just before poll(2) waits for a second
             except RuntimeError:
                 pass
             assert readable(kcm) == bool(kcm._port.held or _waits(kcm)), i
             while kcm._port.held or _waits(kcm):
                 kcm.recv_many()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def _waits(kcm: KCMSocket) -> bool:
