@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from pykcm import _explain, _kernel, bpf
 from pykcm.bpf import _token
 from pykcm.errors import CapabilityError, VerifierError
 from tests import delegation as staged
+from tests.children import in_child
+from tests.strikes import descriptors, no_descriptor_left
 
 from .test_bpf_functions import NUMBERS
 
@@ -23,19 +26,23 @@ _refusal = staged.refusal()
 needs_token = pytest.mark.skipif(bool(_refusal), reason=_refusal)
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+@pytest.mark.skipif(os.geteuid() != 0, reason="requires root, to change the root directory")
+def test_where_there_can_be_no_namespaces_that_is_the_reason(tmp_path: Path) -> None:
+    def look() -> None:
+        os.chroot(tmp_path)  # where unshare(2) makes no user namespaces
+        assert staged.refusal().startswith("this kernel delegates no BPF (in the child: ")
+
+    in_child(look)
 
 
 @needs_token
 def test_a_token_is_used_unasked_and_none_is_left() -> None:
     def run() -> None:
-        before = descriptors()
+        before = len(descriptors())
         for _ in range(3):
-            with bpf.Program.load(PROBE) as program:
+            with no_descriptor_left(), bpf.Program.load(PROBE) as program:
                 assert program.info.name == "pykcm"
-                assert descriptors() == before + 1
-        assert descriptors() == before
+                assert len(descriptors()) == before + 1
 
     staged.delegated(staged.FULL, run)
 
@@ -44,13 +51,12 @@ def test_a_token_is_used_unasked_and_none_is_left() -> None:
 def test_a_refusal_with_a_token_has_the_log_and_leaves_no_descriptor() -> None:
     def run() -> None:
         staged.drop(staged.CAP_SYS_ADMIN, staged.CAP_PERFMON)
-        before = descriptors()
-        bpf.Program.load("r0 = 0; exit").close()
-        with pytest.raises(VerifierError) as caught:
-            bpf.Program.load(PROBE)
-        assert "probe_read_kernel" in caught.value.log
-        del caught
-        assert descriptors() == before
+        with no_descriptor_left():
+            bpf.Program.load("r0 = 0; exit").close()
+            with pytest.raises(VerifierError) as caught:
+                bpf.Program.load(PROBE)
+            assert "probe_read_kernel" in caught.value.log
+            del caught
 
     staged.delegated(staged.FULL, run)
 
