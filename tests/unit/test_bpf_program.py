@@ -33,7 +33,7 @@ from pykcm.errors import (
     UnavailableError,
     VerifierError,
 )
-from tests.strikes import alarms
+from tests.strikes import alarms, descriptors, no_descriptor_left
 from tests.unit.bpf_oracle import needs_bpf
 
 pytestmark = needs_bpf
@@ -41,16 +41,11 @@ pytestmark = needs_bpf
 RETURN_0 = "r0 = 0\nexit"
 
 
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
-
-
 @pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    gc.collect()
-    assert descriptors() == before
+def _no_descriptor_left() -> Iterator[None]:
+    with no_descriptor_left():
+        yield
+        gc.collect()
 
 
 @pytest.fixture
@@ -597,13 +592,11 @@ def test_a_forgotten_program_is_closed_where_warnings_are_errors(
 ) -> None:
     seen: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda error: seen.append(error.exc_type))
-    before = descriptors()
-    with warnings.catch_warnings():
+    with no_descriptor_left(), warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = Program.load(RETURN_0)
         del loaded
         gc.collect()
-    assert descriptors() == before
     assert seen == [ResourceWarning]
 
 
