@@ -343,11 +343,15 @@ def test_a_long_timeout(owner: Any, peer: socket.socket, timeout: float | None) 
 
 
 def test_a_short_timeout(owner: Any) -> None:
-    for timeout in (0, 0.05):
+    def took(timeout: float) -> float:
         begin = time.monotonic()
         with pytest.raises(TimeoutError):
             owner.recv(timeout=timeout)
-        assert timeout <= time.monotonic() - begin < timeout + 1
+        return time.monotonic() - begin
+
+    for timeout in (0, 0.05):
+        # The shortest of several: a busy host may make any longer, but not all.
+        assert timeout <= min(took(timeout) for _ in range(5)) < timeout + 1
     owner.timeout = 0
     with pytest.raises(BlockingIOError):
         owner.recv()
