@@ -45,7 +45,6 @@ def number_of(data: bytes) -> int:
 def server(world: World, answer: Callable[[bytes], list[bytes]]) -> Iterator[list[bytes]]:
     """What the other end does with each request; yields those that came."""
     came: list[bytes] = []
-    world.wire.settimeout(PATIENCE)
 
     def serve() -> None:
         with contextlib.suppress(OSError):
