@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import socket
 import struct
@@ -68,7 +67,7 @@ def delegated(
 
     Raises:
         AssertionError: it failed; what it raised is on standard error.
-        OSError: the kernel knows no such options.
+        OSError: the kernel knows no such options, or refuses the namespaces or the file system.
     """
     here, there = socket.socketpair()
     with here:
@@ -106,9 +105,7 @@ def refusal() -> str:
         delegated(FULL, run)
         why = "" if os.read(read, 1) == b"\1" else "there are no tokens"
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EPERM):
-            raise
-        why = error.strerror or ""
+        why = error.strerror or str(error)
     finally:
         os.close(read)
         os.close(write)
@@ -116,16 +113,17 @@ def refusal() -> str:
 
 
 def _in_namespaces(parent: socket.socket, run: Callable[[], None], path: str) -> None:
-    _called("unshare", _NEWUSER | _NEWNS | _NEWNET)
-    parent.send(b"u")
-    if not parent.recv(1):
-        raise SystemExit(1)
-    context = _called("syscall", _FSOPEN, b"bpf", 0)
-    socket.send_fds(parent, [b"c"], [context])
-    if not parent.recv(1):
-        raise SystemExit(1)
-    mount = _called("syscall", _FSMOUNT, context, 0, 0)
-    _called("syscall", _MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(path), _EMPTY_PATH)
+    try:
+        _called("unshare", _NEWUSER | _NEWNS | _NEWNET)
+        _tell(parent)
+        context = _called("syscall", _FSOPEN, b"bpf", 0)
+        _tell(parent, context)
+        mount = _called("syscall", _FSMOUNT, context, 0, 0)
+        _called("syscall", _MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(path), _EMPTY_PATH)
+        _tell(parent)
+    except OSError as error:
+        parent.send(struct.pack("i", error.errno))
+        raise
     os.close(mount)
     os.close(context)
     parent.close()
@@ -133,12 +131,29 @@ def _in_namespaces(parent: socket.socket, run: Callable[[], None], path: str) ->
     run()
 
 
+def _tell(parent: socket.socket, *fds: int) -> None:
+    """Say that this went well, and wait for the parent to do its part."""
+    socket.send_fds(parent, [struct.pack("i", 0)], fds)
+    if not parent.recv(1):
+        raise SystemExit(1)
+
+
+def _hear(child: socket.socket) -> list[int]:
+    """Wait for the child to do its part; the descriptors that it gives."""
+    said, fds, _, _ = socket.recv_fds(child, 4, 1)
+    assert said, "the child has ended; see standard error"
+    [number] = struct.unpack("i", said)
+    if number:
+        raise OSError(number, f"in the child: {os.strerror(number)}")
+    return fds
+
+
 def _delegate(child: socket.socket, pid: int, options: Mapping[str, str]) -> None:
-    assert child.recv(1), "the child has no namespaces"
+    _hear(child)
     for name, text in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
         Path(f"/proc/{pid}/{name}").write_text(text, encoding="ascii")
     child.send(b"m")
-    _, (context, *_), _, _ = socket.recv_fds(child, 1, 1)
+    [context] = _hear(child)
     try:
         for name, value in options.items():
             _called("syscall", _FSCONFIG, context, _SET_STRING, name.encode(), value.encode(), 0)
@@ -146,6 +161,8 @@ def _delegate(child: socket.socket, pid: int, options: Mapping[str, str]) -> Non
     finally:
         os.close(context)
     child.send(b"d")
+    _hear(child)
+    child.send(b"r")
 
 
 def _set_loopback_up() -> None:

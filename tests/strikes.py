@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -106,6 +107,16 @@ def descriptors() -> dict[int, str]:
 
 
 @contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Check that a block leaves the descriptors that there were, and no others."""
+    gc.collect()  # what others left, whose descriptors would go meanwhile
+    before = descriptors()
+    yield
+    left = descriptors()
+    assert left == before, f"leaked or lost: {left.items() ^ before.items()}"
+
+
+@contextlib.contextmanager
 def sentinels(count: int = 3) -> Iterator[None]:
     """Descriptors that take the numbers of any that were closed; nobody else may close them."""
     ours = [os.memfd_create("sentinel") for _ in range(count)]
@@ -161,11 +172,40 @@ def rehearse(case: Callable[[], Case]) -> None:
         running.send(outcome)
 
 
+@contextlib.contextmanager
+def alarms(
+    handle: Callable[[int, FrameType | None], object], first: float = 0.0, interval: float = 0.0
+) -> Iterator[None]:
+    """Have SIGALRM for a block's own use; then the timer that was there goes on as if it had run.
+
+    That is pytest-timeout's, without which a test that hangs would hang for ever.
+
+    Args:
+        handle: the handler; it may raise if the signal comes once.
+        first: seconds until the signal comes; 0 if the block sets the timer itself.
+        interval: seconds until it comes again; 0 for never.
+    """
+    start = time.monotonic()
+    left, again = signal.getitimer(signal.ITIMER_REAL)
+    previous = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, first, interval)
+        yield
+    finally:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # the signal may have come just now
+            signal.signal(signal.SIGALRM, previous)
+            if left:
+                due = left - (time.monotonic() - start)
+                signal.setitimer(signal.ITIMER_REAL, max(due, 1e-6), again)
+
+
 class Storm:
     """A signal handler that raises, again and again, while it is armed."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._alarms = alarms(self._handle, seconds, seconds)
         self.armed = False
         self.strikes = 0
 
@@ -175,14 +215,12 @@ class Storm:
             raise Strike
 
     def __enter__(self) -> Storm:
-        self._before = signal.signal(signal.SIGALRM, self._handle)
-        signal.setitimer(signal.ITIMER_REAL, self._seconds, self._seconds)
+        self._alarms.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._before)
+        self._alarms.__exit__(None, None, None)
 
 
 class Connections:

@@ -20,6 +20,7 @@ import pytest
 
 import pykcm
 from pykcm import AttachError, KCMSocket, Multiplexor, Reason, _kernel, _loopback
+from tests.strikes import no_descriptor_left
 
 from .connections import (
     FRAMING,
@@ -381,14 +382,13 @@ def test_52_a_close_that_fails(connect: Connect, monkeypatch: pytest.MonkeyPatch
     failing = Failing(monkeypatch)
     for number in range(1, 100):
         near, far = connect()
-        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-        mux = Multiplexor(FRAMING)
-        mux.attach(near)
-        mux.send(message(b"sent"))
-        failing.left = number
-        with contextlib.suppress(pykcm.KCMOSError):
-            mux.close()
-        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+        with no_descriptor_left():
+            mux = Multiplexor(FRAMING)
+            mux.attach(near)
+            mux.send(message(b"sent"))
+            failing.left = number
+            with contextlib.suppress(pykcm.KCMOSError):
+                mux.close()
         assert far.recv(100) == message(b"sent")
         if failing.left > 0:
             break

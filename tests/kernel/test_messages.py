@@ -25,6 +25,7 @@ import pykcm
 from pykcm import _kernel, _loopback, _trials, statistics
 from pykcm._binding import lib
 from pykcm.errors import KCMOSError, MessageTruncated
+from tests.strikes import alarms
 
 from .connections import (
     FRAMING,
@@ -240,13 +241,8 @@ class TestReceiving:
             if len(handled) == 3:
                 tcp[1].sendall(message(b"after the signals"))
 
-        before = signal.signal(signal.SIGALRM, handle)
-        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
-        try:
+        with alarms(handle, 0.1, 0.1):
             assert kcm.recv() == message(b"after the signals")
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
         assert len(handled) >= 3
 
     def test_bad_arguments(self, kcm: pykcm.KCMSocket) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,14 @@ from pykcm._messages import Messages
 from tests.strikes import Connections
 
 PATIENCE = 20.0
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, and fail if it does not come true."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"not within {PATIENCE:.0f} s"
+        time.sleep(0.005)
 
 
 class World:

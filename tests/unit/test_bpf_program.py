@@ -10,7 +10,6 @@ import gc
 import os
 import pickle
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +33,7 @@ from pykcm.errors import (
     UnavailableError,
     VerifierError,
 )
+from tests.strikes import alarms, descriptors, no_descriptor_left
 from tests.unit.bpf_oracle import needs_bpf
 
 pytestmark = needs_bpf
@@ -41,16 +41,11 @@ pytestmark = needs_bpf
 RETURN_0 = "r0 = 0\nexit"
 
 
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
-
-
 @pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    gc.collect()
-    assert descriptors() == before
+def _no_descriptor_left() -> Iterator[None]:
+    with no_descriptor_left():
+        yield
+        gc.collect()
 
 
 @pytest.fixture
@@ -502,14 +497,9 @@ def test_signals_during_the_load_do_no_harm() -> None:
     """The verifier gives up when a signal is pending; the handler runs, and it tries again."""
     seen: list[int] = []
     body = "\n".join(["r6 = r1"] + ["r0 = *(u8 *)skb[0]\nif r0 == 5 goto +0"] * 2000)
-    previous = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.1)
+    with alarms(lambda number, frame: seen.append(number), 0.001, 0.1):
         for _ in range(10):
             Program.load(body + "\nexit").close()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
     assert seen
 
 
@@ -602,13 +592,11 @@ def test_a_forgotten_program_is_closed_where_warnings_are_errors(
 ) -> None:
     seen: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda error: seen.append(error.exc_type))
-    before = descriptors()
-    with warnings.catch_warnings():
+    with no_descriptor_left(), warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = Program.load(RETURN_0)
         del loaded
         gc.collect()
-    assert descriptors() == before
     assert seen == [ResourceWarning]
 
 

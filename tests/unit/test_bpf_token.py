@@ -14,6 +14,7 @@ from pykcm import _explain, _kernel, bpf
 from pykcm.bpf import _token
 from pykcm.errors import CapabilityError, VerifierError
 from tests import delegation as staged
+from tests.strikes import descriptors, no_descriptor_left
 
 from .test_bpf_functions import NUMBERS
 
@@ -23,19 +24,26 @@ _refusal = staged.refusal()
 needs_token = pytest.mark.skipif(bool(_refusal), reason=_refusal)
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+@pytest.mark.skipif(os.geteuid() != 0, reason="delegating requires root")
+def test_where_there_can_be_no_namespaces_that_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "unshare: no space")
+
+    monkeypatch.setattr(staged, "_called", refuse)
+    reason = os.strerror(errno.ENOSPC)
+    assert staged.refusal().startswith(f"this kernel delegates no BPF (in the child: {reason})")
 
 
 @needs_token
 def test_a_token_is_used_unasked_and_none_is_left() -> None:
     def run() -> None:
-        before = descriptors()
+        before = len(descriptors())
         for _ in range(3):
-            with bpf.Program.load(PROBE) as program:
+            with no_descriptor_left(), bpf.Program.load(PROBE) as program:
                 assert program.info.name == "pykcm"
-                assert descriptors() == before + 1
-        assert descriptors() == before
+                assert len(descriptors()) == before + 1
 
     staged.delegated(staged.FULL, run)
 
@@ -44,13 +52,12 @@ def test_a_token_is_used_unasked_and_none_is_left() -> None:
 def test_a_refusal_with_a_token_has_the_log_and_leaves_no_descriptor() -> None:
     def run() -> None:
         staged.drop(staged.CAP_SYS_ADMIN, staged.CAP_PERFMON)
-        before = descriptors()
-        bpf.Program.load("r0 = 0; exit").close()
-        with pytest.raises(VerifierError) as caught:
-            bpf.Program.load(PROBE)
-        assert "probe_read_kernel" in caught.value.log
-        del caught
-        assert descriptors() == before
+        with no_descriptor_left():
+            bpf.Program.load("r0 = 0; exit").close()
+            with pytest.raises(VerifierError) as caught:
+                bpf.Program.load(PROBE)
+            assert "probe_read_kernel" in caught.value.log
+            del caught
 
     staged.delegated(staged.FULL, run)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,24 +42,46 @@ def framed(body: bytes) -> bytes:
 class Server:
     """Accepts connections, and has a handler for each, in a thread of its own."""
 
-    def __init__(self, handle: Callable[[socket.socket], object], port: int = 0) -> None:
+    def __init__(self, handle: Callable[[socket.socket], object]) -> None:
         self._handle = handle
-        self.listener = socket.create_server(("127.0.0.1", port))
-        self.port = self.listener.getsockname()[1]
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))  # until it listens, connections are refused
+        self.port = self._listener.getsockname()[1]
         self.accepted = 0
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._connections: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        self._listener.listen()
+        self._begin(self._accept)
+
+    def close(self) -> None:
+        """End it all, whatever its threads are doing."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:  # the first is the one that adds others
+            for tcp in self._connections:
+                with contextlib.suppress(OSError):
+                    tcp.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+        self._listener.close()
+
+    def _begin(self, run: Callable[[], object]) -> None:
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                tcp, _ = self.listener.accept()
-            except OSError:
-                return
-            self.accepted += 1
-            threading.Thread(target=self._serve, args=(tcp,), daemon=True).start()
+        with contextlib.suppress(OSError):
+            while True:
+                tcp, _ = self._listener.accept()
+                self.accepted += 1
+                self._connections.append(tcp)
+                self._begin(functools.partial(self._serve, tcp))
 
     def _serve(self, tcp: socket.socket) -> None:
-        with tcp:
+        with tcp, contextlib.suppress(OSError):
             self._handle(tcp)
 
 
@@ -84,11 +109,59 @@ def ask(tcp: socket.socket) -> None:
     tcp.recv(1)
 
 
+Serve = Callable[[Callable[[socket.socket], object]], Server]
+
+
 @pytest.fixture
-def echo_server() -> Iterator[Server]:
-    server = Server(echo)
-    yield server
-    server.listener.close()
+def serve() -> Iterator[Serve]:
+    """Makes servers, which are gone with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(handle: Callable[[socket.socket], object]) -> Server:
+            server = stack.enter_context(contextlib.closing(Server(handle)))
+            server.start()
+            return server
+
+        yield serve
+
+
+@pytest.fixture
+def echo_server(serve: Serve) -> Server:
+    return serve(echo)
+
+
+class Clock:
+    """The session's time: it stands still until something has happened, then goes on by steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.until: Callable[[], bool] = lambda: True
+        monkeypatch.setattr(_session, "time", SimpleNamespace(monotonic=self._monotonic))
+
+    def _monotonic(self) -> float:
+        if self.until():
+            self.now += 0.05
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def came(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the session has received."""
+    messages: list[bytes] = []
+    recv_many = Multiplexor.recv_many
+
+    def noting(self: Multiplexor, *, timeout: float) -> list[bytes]:
+        got = recv_many(self, timeout=timeout)
+        messages.extend(got)
+        return got
+
+    monkeypatch.setattr(Multiplexor, "recv_many", noting)
+    return messages
 
 
 class Run:
@@ -192,18 +265,18 @@ def test_a_line_that_is_no_message_is_told_and_the_others_sent(
     assert err.startswith(f"kcm connect: line 1: {said}")
 
 
-def test_unanswered_messages(run: Run) -> None:
-    server = Server(answer_the_first)
-    started = time.monotonic()
+def test_unanswered_messages(run: Run, serve: Serve, clock: Clock, came: list[bytes]) -> None:
+    server = serve(answer_the_first)
+    clock.until = lambda: len(came) == 1
     arguments = ["--wait", "0.3", "--json", "--body"]
     status, out, err = run("127.0.0.1", server.port, *FRAMING, *arguments, text="a\nb\n")
     assert (status, out) == (3, "a\n")
-    assert 0.3 <= time.monotonic() - started < PATIENCE
+    assert 0.3 <= clock.now < 1.0
     report = {"sent": 2, "received": 1, "unanswered": 1, "ended": [], "lost": False}
     assert json.loads(err) == report
 
 
-def test_no_answers_are_expected(run: Run) -> None:
+def test_no_answers_are_expected(run: Run, serve: Serve) -> None:
     got: list[bytes] = []
     done = threading.Event()
 
@@ -212,60 +285,69 @@ def test_no_answers_are_expected(run: Run) -> None:
             got.append(message)
         done.set()
 
-    server = Server(collect)
+    server = serve(collect)
     arguments = ["--wait", "0", "--body"]
     assert run("127.0.0.1", server.port, *FRAMING, *arguments, text="a\nb\n") == (0, "", "")
     assert done.wait(PATIENCE)
     assert got == [framed(b"a"), framed(b"b")]
 
 
-def test_a_connection_that_is_lost(run: Run) -> None:
+def test_a_connection_that_is_lost(run: Run, serve: Serve) -> None:
     def half(tcp: socket.socket) -> None:
         tcp.sendall(read_message(tcp) + b"\0\5cut")
 
     waiting = [*FRAMING, "--body", "--wait", PATIENCE]
-    status, out, err = run("127.0.0.1", Server(half).port, *waiting, text="a\n")
+    status, out, err = run("127.0.0.1", serve(half).port, *waiting, text="a\n")
     assert (status, out) == (4, "a\n")
     assert "connection lost: 127.0.0.1:1: the peer closed the connection; 5 bytes" in err
-    status, out, err = run("127.0.0.1", Server(read_message).port, *FRAMING, "--body", text="a\n")
+    status, out, err = run("127.0.0.1", serve(read_message).port, *FRAMING, "--body", text="a\n")
     assert (status, out) == (5, "")
     assert err == "kcm connect: 1 sent, 0 received, 1 unanswered\n"
 
 
+@pytest.mark.usefixtures("no_resolver")
 def test_nobody_is_there(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    status, out, err = run("127.0.0.1", port, *FRAMING)
+    with contextlib.closing(Server(echo)) as server:  # which does not listen
+        port = server.port
+        status, out, err = run("127.0.0.1", port, *FRAMING)
     assert (status, out, err) == (1, "", f"kcm connect: 127.0.0.1:{port}: Connection refused\n")
     status, _, err = run("no.such.host.invalid", 1, *FRAMING)
     assert (status, err.count("\n")) == (1, 1)
 
 
-def test_reconnecting(run: Run) -> None:
+def test_reconnecting(run: Run, serve: Serve, clock: Clock) -> None:
     """Each connection answers once; what is sent later goes over the next one."""
 
     def once(tcp: socket.socket) -> None:
         tcp.sendall(read_message(tcp))
 
-    server = Server(once)
+    server = serve(once)
+    clock.until = lambda: server.accepted >= 2
     arguments = ["--body", "--reconnect", "--rate", "2"]
     status, out, err = run("127.0.0.1", server.port, *FRAMING, *arguments, text="a\nb\n")
     assert (status, out, err) == (0, "a\nb\n", "")
     assert server.accepted >= 2
 
 
-def test_a_server_that_comes_later(run: Run) -> None:
+def test_a_server_that_comes_later(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent before is kept until there is a connection."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    later = threading.Timer(0.4, lambda: Server(echo, port))
-    later.start()
-    status, out, err = run("127.0.0.1", port, *FRAMING, "--body", "--reconnect", text="a\nb\n")
-    assert (status, out) == (0, "a\nb\n")
-    assert err.startswith(f"kcm connect: 127.0.0.1:{port}: Connection refused; again in 0.2 s\n")
+    told: list[str] = []
+
+    def say(text: str) -> None:
+        told.append(text)
+        if len(told) == 2:
+            server.start()
+
+    monkeypatch.setattr(_session, "say", say)
+    with contextlib.closing(Server(echo)) as server:
+        options = "--body", "--reconnect"
+        status, out, err = run("127.0.0.1", server.port, *FRAMING, *options, text="a\nb\n")
+    assert (status, out, err) == (0, "a\nb\n", "")
+    refused = f"127.0.0.1:{server.port}: Connection refused; again in"
+    assert told == [f"{refused} 0.2 s", f"{refused} 0.4 s"]
 
 
-def test_answers_by_their_id(run: Run) -> None:
+def test_answers_by_their_id(run: Run, serve: Serve, clock: Clock, came: list[bytes]) -> None:
     """They come in the wrong order, and one does not come."""
 
     def backwards(tcp: socket.socket) -> None:
@@ -275,7 +357,8 @@ def test_answers_by_their_id(run: Run) -> None:
         tcp.recv(1)
 
     arguments = ["--body", "--id", "2:1", "--rtt", "--json", "--wait", "0.5"]
-    server = Server(backwards)
+    server = serve(backwards)
+    clock.until = lambda: len(came) == 3
     status, out, err = run("127.0.0.1", server.port, *FRAMING, *arguments, text="1\n2\n3\n4\n")
     report = json.loads(err)
     assert (status, out, report["unanswered"]) == (3, "4\n3\n2\n", 1)
@@ -330,8 +413,8 @@ def test_listening_and_a_command() -> None:
         assert served.returncode == 130
 
 
-def test_a_command_that_fails(run: Run) -> None:
-    server = Server(ask)
+def test_a_command_that_fails(run: Run, serve: Serve) -> None:
+    server = serve(ask)
     status, out, err = run("127.0.0.1", server.port, *FRAMING, "-1", "--exec", "sh -c 'exit 7'")
     assert (status, out) == (1, "")
     assert err == "kcm connect: sh: exit status 7; nothing is answered\n"

@@ -30,7 +30,7 @@ from pykcm import (
     protocols,
 )
 from tests.strikes import Case, strike_everywhere
-from tests.unit.stand_in import PATIENCE, World
+from tests.unit.stand_in import PATIENCE, World, eventually
 
 
 def message(number: int, body: bytes = b"") -> bytes:
@@ -45,7 +45,6 @@ def number_of(data: bytes) -> int:
 def server(world: World, answer: Callable[[bytes], list[bytes]]) -> Iterator[list[bytes]]:
     """What the other end does with each request; yields those that came."""
     came: list[bytes] = []
-    world.wire.settimeout(PATIENCE)
 
     def serve() -> None:
         with contextlib.suppress(OSError):
@@ -65,6 +64,28 @@ def server(world: World, answer: Callable[[bytes], list[bytes]]) -> Iterator[lis
 
 def echo(request: bytes) -> list[bytes]:
     return [request]
+
+
+async def in_flight(exchange: Exchange, count: int) -> None:
+    """Wait until there are so many requests, each of them sent if there was room."""
+    while len(exchange._book.waiting) < count:
+        await asyncio.sleep(0.001)
+
+
+class Clock:
+    """The time by which a Book reckons, which stands still until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("pykcm._requests.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 def test_one(world: World) -> None:
@@ -115,7 +136,7 @@ def test_ten_thousand_in_flight_with_one_time_out(world: World) -> None:
     late: list[bytes] = []
 
     def some(request: bytes) -> list[bytes]:
-        if number_of(request) in answered:
+        if number_of(request) in answered or number_of(request) > count:
             return [request]
         late.append(request)
         return []
@@ -130,7 +151,8 @@ def test_ten_thousand_in_flight_with_one_time_out(world: World) -> None:
         tasks = [asyncio.ensure_future(ask(number)) for number in range(count)]
         while len(late) < count - len(answered):
             await asyncio.sleep(0.05)
-        await asyncio.wait(tasks, timeout=0.5)
+        while sum(task.done() for task in tasks) < len(answered):
+            await asyncio.sleep(0.05)
         for task in tasks:
             task.cancel()
         return list(await asyncio.gather(*tasks))
@@ -143,8 +165,7 @@ def test_ten_thousand_in_flight_with_one_time_out(world: World) -> None:
         assert len(late) == count - len(answered)
         for request in late[:5]:
             world.wire.send(request)
-        with pytest.raises(TimeoutError):
-            exchange.request(message(count + 1), timeout=0.2)
+        exchange.request(message(count + 1), timeout=PATIENCE)  # whose answer comes behind them
     assert [stray.why for stray in exchange.strays] == [StrayReason.LATE] * 5
     with pytest.raises(ArgumentError, match="its answer may still come"):
         exchange.request(message(11))
@@ -154,6 +175,11 @@ def test_threads_in_flight_with_one_time_out(world: World) -> None:
     exchange = Exchange(world.mux, (0, 4))
     with server(world, lambda _: []) as came:
         errors: list[BaseException] = []
+        usual: list[float] = []
+
+        def wait() -> None:
+            threading.Event().wait(0.5)
+            usual.append(time.monotonic() - start)
 
         def ask(number: int) -> None:
             with pytest.raises(TimeoutError, match=f"no answer to request {number} came") as caught:
@@ -162,11 +188,17 @@ def test_threads_in_flight_with_one_time_out(world: World) -> None:
 
         start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
         threads = [threading.Thread(target=ask, args=[number]) for number in range(100)]
-        for thread in threads:
-            thread.start()
+        others = [threading.Thread(target=wait) for _ in threads]
+        for pair in zip(threads, others, strict=True):
+            for thread in pair:
+                thread.start()
         for thread in threads:
             thread.join()
-        assert 0.5 <= time.monotonic() - start < 5
+        took = time.monotonic() - start
+        for thread in others:
+            thread.join()
+        # One after the other, they would take a hundred times as long as those that just wait.
+        assert 0.5 <= took < 10 * max(usual)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before < 5000  # nobody spins
     assert len(errors) == len(came) == 100
 
@@ -186,39 +218,40 @@ def test_answers_nobody_asked_for(world: World) -> None:
     ]
 
 
-def test_a_late_answer_is_not_that_of_the_next(world: World) -> None:
+def test_a_late_answer_is_not_that_of_the_next(world: World, clock: Clock) -> None:
     exchange = Exchange(world.mux, (0, 4), hold=0.2)
-    with server(world, lambda r: []):
+    with server(world, lambda r: [r] if number_of(r) == 2 else []):
         with pytest.raises(TimeoutError):
             exchange.request(message(1, b"old"), timeout=0.01)
         with pytest.raises(ArgumentError, match="given up"):
             exchange.request(message(1, b"new"), timeout=PATIENCE)
         world.wire.send(message(1, b"old"))
-        with pytest.raises(TimeoutError):
-            exchange.request(message(2), timeout=0.05)
+        exchange.request(message(2), timeout=PATIENCE)
         assert [stray.why for stray in exchange.strays] == [StrayReason.LATE]
         # It has come: the key is free again.
         with pytest.raises(TimeoutError):
             exchange.request(message(1, b"new"), timeout=0.05)
-        time.sleep(0.2)
+        clock.now += 0.2
         with pytest.raises(TimeoutError):
             exchange.request(message(1, b"newer"), timeout=0)
 
 
 def test_a_key_in_flight(world: World) -> None:
     exchange = Exchange(world.mux, (0, 4))
-    with server(world, lambda r: []):
+    answers: list[bytes] = []
+    with server(world, lambda r: []) as came:
 
         def ask() -> None:
-            with pytest.raises(TimeoutError):
-                exchange.request(message(1), timeout=0.3)
+            answers.append(exchange.request(message(1), timeout=PATIENCE))
 
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.1)
+        eventually(lambda: len(came) == 1)
         with pytest.raises(ArgumentError, match="in flight"):
             exchange.request(message(1), timeout=PATIENCE)
+        world.wire.send(message(1, b"!"))
         thread.join()
+    assert answers == [message(1, b"!")]
     with pytest.raises(ArgumentError, match="no key"):
         exchange.request(b"\1", timeout=PATIENCE)
 
@@ -245,7 +278,7 @@ def test_numbers_run_out(world: World) -> None:
 
     async def main() -> None:
         tasks = [asyncio.ensure_future(exchange.arequest(b"\xfe")) for _ in range(256)]
-        await asyncio.sleep(0.3)
+        await in_flight(exchange, 256)
         with pytest.raises(KCMOSError, match="all 256 numbers") as caught:
             await exchange.arequest(b"\0")
         assert caught.value.errno == errno.EBUSY
@@ -320,12 +353,12 @@ def test_the_last_connection_is_lost_and_another_comes(world: World) -> None:
 
     async def main() -> None:
         first = asyncio.ensure_future(exchange.arequest(message(1)))
-        await asyncio.sleep(0.05)
+        await in_flight(exchange, 1)
         world.far.close()
         while world.mux.transports:
             await asyncio.sleep(0.01)
         second = asyncio.ensure_future(exchange.arequest(message(2)))
-        await asyncio.sleep(0.05)
+        await in_flight(exchange, 2)
         near, far = attach_another(world)
         with near, far:
             world.wire.send(message(1))
@@ -368,16 +401,10 @@ def attach_another(world: World) -> tuple[socket.socket, socket.socket]:
 
 
 @pytest.mark.parametrize("how", ["request", "unattached"])
-def test_one_of_two_is_lost(world: World, how: str) -> None:
+def test_one_of_two_is_lost(world: World, clock: Clock, how: str) -> None:
     """The other connection's answers still come, within the grace."""
     exchange = Exchange(world.mux, (0, 4), grace=0.5)
     near, far = attach_another(world)
-    arrived = threading.Event()
-
-    def serve(request: bytes) -> list[bytes]:
-        if number_of(request) == 2:
-            arrived.set()
-        return []
 
     def ask(number: int) -> None:
         try:
@@ -386,28 +413,28 @@ def test_one_of_two_is_lost(world: World, how: str) -> None:
             results[number] = error
 
     results: dict[int, bytes | OSError] = {}
-    with near, far, server(world, serve):
+    with near, far, server(world, lambda r: [r] if number_of(r) == 4 else []) as came:
         threads = [threading.Thread(target=ask, args=[number]) for number in (1, 2)]
-        for thread in threads:
+        for count, thread in enumerate(threads, 1):
             thread.start()
-            time.sleep(0.05)
-        assert arrived.wait(PATIENCE)
-        start = time.monotonic()
+            eventually(lambda n=count: len(came) == n)  # type: ignore[misc]
         if how == "request":
             far.close()
         else:
             world.mux.unattach(near)
-        time.sleep(0.1)
+        eventually(lambda: len(exchange._book._suspects) == 1)
+        clock.now += 0.25
         world.wire.send(message(1))
-        for thread in threads:
-            thread.join()
-        assert 0.3 < time.monotonic() - start < 5
-        assert results[1] == message(1)
+        threads[0].join()
+        assert results == {1: message(1)}
+        clock.now += 0.25
+        threads[1].join()
         assert isinstance(results[2], OutcomeUnknown)
         # Its answer is named, should it come.
         world.wire.send(message(2))
         with pytest.raises(TimeoutError):  # and what is sent since is no suspect
             exchange.request(message(3), timeout=0.05)
+        exchange.request(message(4), timeout=PATIENCE)
         assert [stray.why for stray in exchange.strays] == [StrayReason.LATE]
 
 
@@ -467,11 +494,11 @@ def test_a_leader_that_is_cancelled_hands_on(world: World) -> None:
 
     async def main() -> None:
         first = asyncio.ensure_future(exchange.arequest(message(1)))
-        await asyncio.sleep(0.05)
+        await in_flight(exchange, 1)
         second = asyncio.ensure_future(exchange.arequest(message(2)))
-        await asyncio.sleep(0.05)
+        await in_flight(exchange, 2)
         first.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.wait([first])
         world.wire.send(message(2))
         assert await asyncio.wait_for(second, PATIENCE) == message(2)
 
@@ -531,7 +558,7 @@ def test_a_server_that_does_not_read(world: World) -> None:
         calls = [
             asyncio.ensure_future(exchange.arequest(message(n, bytes(20_000)))) for n in range(300)
         ]
-        await asyncio.sleep(0.3)
+        await in_flight(exchange, 300)
         with pytest.raises(TimeoutError, match="request 300 was not sent"):
             exchange.request(message(300), timeout=0)
         thread.start()

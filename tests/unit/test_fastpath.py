@@ -26,6 +26,7 @@ import pykcm
 from pykcm.errors import ArgumentError, Disconnected, KCMOSError, MessageTruncated
 from tests import turns
 from tests.children import in_child
+from tests.strikes import alarms
 from tests.unit.port_owner import PATHS, own
 from tests.unit.starving import Case, each_allocation_fails
 
@@ -342,11 +343,15 @@ def test_a_long_timeout(owner: Any, peer: socket.socket, timeout: float | None) 
 
 
 def test_a_short_timeout(owner: Any) -> None:
-    for timeout in (0, 0.05):
+    def took(timeout: float) -> float:
         begin = time.monotonic()
         with pytest.raises(TimeoutError):
             owner.recv(timeout=timeout)
-        assert timeout <= time.monotonic() - begin < timeout + 1
+        return time.monotonic() - begin
+
+    for timeout in (0, 0.05):
+        # The shortest of several: a busy host may make any longer, but not all.
+        assert timeout <= min(took(timeout) for _ in range(5)) < timeout + 1
     owner.timeout = 0
     with pytest.raises(BlockingIOError):
         owner.recv()
@@ -516,13 +521,8 @@ def struck_after(seconds: float, before: Callable[[], object] = lambda: None) ->
         before()
         raise StruckError
 
-    previous = signal.signal(signal.SIGALRM, strike)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
+    with alarms(strike, seconds):
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.mark.parametrize("how", ["recv", "recv_many", "recv_into"])

@@ -88,9 +88,10 @@ def test_a_transports_end(world: World, callback: bool, hand_over: bool) -> None
         passed((yield receive), TimeoutError)
         assert not world.mux._transports.lock._is_owned(), "held"  # type: ignore[attr-defined]
         reports: list[pykcm.Disconnection] = []
-        end = time.monotonic() + 2
+        rounds = 0  # of a millisecond each, or more on a busy host
         while not reports:
-            assert time.monotonic() < end, "no end was reported"
+            rounds += 1
+            assert rounds < 2000, "no end was reported"
             with contextlib.suppress(TimeoutError):
                 got += world.mux.recv_many(timeout=0.001)
             reports += world.mux.disconnections()
@@ -119,9 +120,11 @@ def test_reports_of_ends(world: World, watched: bool) -> None:
         outcome = yield ask
         passed(outcome)
         reports = [] if isinstance(outcome, Strike) else outcome
-        end = time.monotonic() + 2
-        while not reports and time.monotonic() < end:
+        rounds = 0
+        while not reports and rounds < 2000:
             reports = ask()
+            rounds += 1
+            time.sleep(0.001)
         assert [(r.tcp, r.reason) for r in reports] == [(near, Reason.PEER_CLOSED)]
         world.true()
         near.close()
@@ -235,6 +238,7 @@ def test_a_full_descriptor_table(world: World, step: str) -> None:
     near, far = world.connections.new()
     clone = world.mux.clone() if "clone" in step else None
     refused = 0
+    gc.collect()  # what others left, whose descriptors would go meanwhile
     for k in range(12):
         before = descriptors()
         if step == "unattach beside a clone":
@@ -296,6 +300,7 @@ def test_closing_twice_when_the_callback_raises(world: World) -> None:
 
     mux = Multiplexor(0)
     near, far = world.connections.new()
+    gc.collect()  # as above
     before = descriptors()
     with near, far:
         mux.attach(near)
@@ -407,6 +412,7 @@ def test_receiving_in_a_storm(world: World) -> None:
         thread.start()
         end = time.monotonic() + PATIENCE
         while len(got) < count and time.monotonic() < end:
+            before = len(got)
             # Extended by C alone, so that nothing can come between a call and its result.
             receive = iter(functools.partial(world.mux.recv, timeout=0.05), None)
             try:
@@ -418,6 +424,8 @@ def test_receiving_in_a_storm(world: World) -> None:
                     storm.armed = False
             except Strike:  # one more, before the storm was over
                 storm.armed = False
+            if len(got) > before:
+                end = time.monotonic() + PATIENCE
     thread.join()
     print(f"{storm.strikes} strikes")
     assert list(got) == expected

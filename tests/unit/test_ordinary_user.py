@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-LOADERS = re.compile(r"load\(|from_pin|needs_bpf")
+LOADERS = re.compile(r"\.load\(|from_pin|needs_bpf")
 
 
+@pytest.mark.timeout(600)  # it is many tests, each of which has its own limit
 @pytest.mark.skipif(os.geteuid() != 0, reason="requires root, to drop its capabilities")
 def test_without_capabilities_no_test_fails() -> None:
     """Of all files that load programs, this one left out."""

@@ -10,7 +10,6 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from pykcm import (
 )
 from tests.documents import blocks
 from tests.protocol_streams import STREAMS, messages
+from tests.strikes import no_descriptor_left
 
 PATIENCE = 20.0
 FRAMING = LengthField(size=4)
@@ -227,12 +227,11 @@ def test_what_was_begun(pair: Pair) -> None:
 
 def test_no_descriptor_is_left(pair: Pair) -> None:
     near, far = pair
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(TimeoutError):
-        FRAMING.read_message(near, timeout=0)
-    far.sendall(MESSAGE)
-    FRAMING.read_message(near, timeout=PATIENCE)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with no_descriptor_left():
+        with pytest.raises(TimeoutError):
+            FRAMING.read_message(near, timeout=0)
+        far.sendall(MESSAGE)
+        FRAMING.read_message(near, timeout=PATIENCE)
 
 
 def test_asyncio(pair: Pair) -> None:

@@ -33,9 +33,11 @@ def checker(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def check(checker: str, file: Path) -> tuple[int, str]:
-    # basedpyright is Pyright with all that it needs; what its own rules say are warnings.
-    options = ["--level", "error"] if checker == "basedpyright" else []
+def check(checker: str, file: Path, tmp_path: Path) -> tuple[int, str]:
+    # basedpyright is Pyright with all that it needs; what its own rules say are warnings.  mypy's
+    # cache is not for several at a time.
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    options = ["--level", "error"] if checker == "basedpyright" else cache
     result = subprocess.run(
         [sys.executable, "-m", checker, *options, str(file)],
         cwd=ROOT,
@@ -47,8 +49,8 @@ def check(checker: str, file: Path) -> tuple[int, str]:
     return result.returncode, result.stdout + result.stderr
 
 
-def test_45_what_callers_write(checker: str) -> None:
-    status, output = check(checker, CALLERS)
+def test_45_what_callers_write(checker: str, tmp_path: Path) -> None:
+    status, output = check(checker, CALLERS, tmp_path)
     assert status == 0, output
 
 
@@ -56,7 +58,7 @@ def test_45_what_they_must_not(checker: str, tmp_path: Path) -> None:
     """A checker that takes everything would say nothing by the test above."""
     file = tmp_path / "wrong.py"
     file.write_text(WRONG)
-    status, output = check(checker, file)
+    status, output = check(checker, file, tmp_path)
     lines = {int(number) for number in re.findall(r"wrong\.py:(\d+):.*error", output)}
     assert (status, lines) == (1, {3, 4, 5, 6, 7}), output
 
