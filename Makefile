@@ -18,7 +18,7 @@ demo: ## messages over four TCP connections to three processes, each checked
 test: ## every test: the unit tests here, the kernel tests where there is KCM
 	@ci/test $(ARGS)
 
-matrix: ## the selftest and the kernel tests on four kernel series, with ALL=1 on all
+matrix: ## the selftest and kernel tests on four kernel series, with ALL=1 on all; peers on one
 	@ci/matrix $${ALL:+--all} $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
 bench: ## what a message costs, beside C, sockets and dispatchers; writes docs/performance.md

@@ -15,7 +15,7 @@ from setuptools.command.sdist import sdist
 # the build is for that Python alone.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-# The fast path is an addition: where its C can't be compiled, as on PyPy, Python does the same.
+# The fast path is an addition: where its C can't be compiled Python does the same.
 FAST_PATH = Extension(
     "pykcm._fastpath",
     ["pykcm/_fastpath.c", "pykcm/_delineate.c"],
@@ -79,9 +79,12 @@ class SourceDistribution(sdist):  # type: ignore[misc]  # setuptools has no type
 # pykcm's own error instead of a compiler's.
 LINUX = sys.platform == "linux"
 
+# PyPy's C API lacks a part of what the fast path needs: that would compile, but not be imported.
+CPYTHON = sys.implementation.name == "cpython"
+
 setup(
     cmdclass={"sdist": SourceDistribution},
     cffi_modules=["build_ffi.py:ffibuilder"] if LINUX else [],
-    ext_modules=[FAST_PATH] if LINUX else [],
+    ext_modules=[FAST_PATH] if LINUX and CPYTHON else [],
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {},
 )

@@ -3,40 +3,45 @@
 The table goes to the screen and to reports/kernels.md, that of all series to docs/kernels.md. A
 kernel that could not be had, did not boot or
 ran no test is a failure that says so. So is one that deviates from what pykcm's table of known
-deviations says of it, for better or for worse.
+deviations says of it, for better or for worse. On one kernel the tests of `make peers` are rows
+too, unless series or tests were chosen.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 from xml.etree import ElementTree
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ci import built, jobs, output
+from ci import built, jobs, output, peers, servers
+from ci.columns import (
+    ABSENT,
+    DEVIATES,
+    ELSEWHERE,
+    FAIL,
+    PASS,
+    SKIP,
+    WIDTH,
+    Check,
+    Column,
+)
 from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT
 from ci.jobs import Job
-from ci.kernels import ARCHIVES, FOREIGN, MATRIX, NAME, ROOT, Kernel, KernelUnavailableError
+from ci.kernels import ARCHIVES, FOREIGN, MATRIX, NAME, ROOT, KernelUnavailableError, split
 from ci.output import say
 from ci.testing import KERNEL_TESTS, LONG, REPORTS
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
 TIMEOUT = 1200  # seconds for one kernel, boot included
 
-PASS, DEVIATES, FAIL, SKIP, ABSENT = "pass", "deviates", "FAIL", "skip", "ABSENT"
-
-WIDTH = 80  # of a log, which has none of its own
 SHOWN_WHOLE = 6  # columns; with more, the screen has the rows only that are not "pass" everywhere
-REASON = 600  # characters of what pytest says of a failure; the log above has all
 
 # One boot for both; what the selftest says is kept, and the tests' exit status is the whole's.
 COMMAND = """\
@@ -45,89 +50,6 @@ kcm selftest --json --expect-known --jobs 2 >"$1"
 shift
 exec "$@"
 """
-
-
-Check: TypeAlias = tuple[str, str]
-
-
-@dataclass
-class Column:
-    """One kernel's results: for each check how often it ended how, and what there is to say of it.
-
-    A check is a group and a name in it.
-    """
-
-    asked: str
-    kernel: Kernel | None = None
-    outcomes: dict[Check, Counter[str]] = field(default_factory=dict)
-    reasons: set[tuple[Check, str, str]] = field(default_factory=set)
-    problem: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The series; of one's own kernel the release."""
-        own = self.kernel and not NAME.fullmatch(self.asked)
-        return self.kernel.release if self.kernel and own else self.asked
-
-    @property
-    def release(self) -> str:
-        return self.kernel.release if self.kernel else "none"
-
-    @property
-    def failed(self) -> bool:
-        return any(counts[FAIL] for counts in self.outcomes.values())
-
-    def cell(self, check: Check) -> str:
-        counts = self.outcomes.get(check, Counter())
-        for outcome in (FAIL, DEVIATES):
-            if counts[outcome]:
-                return outcome
-        if counts[SKIP] and counts[PASS]:
-            return f"{PASS}/{SKIP}"
-        return next(iter(counts), ABSENT)
-
-    def add(self, check: Check, outcome: str, reason: str = "") -> None:
-        self.outcomes.setdefault(check, Counter())[outcome] += 1
-        if reason:
-            self.reasons.add((check, outcome, reason))
-
-    def read_selftest(self, report: Path) -> None:
-        """Add the checks of `kcm selftest --json --expect-known`."""
-        for check in json.loads(report.read_text(encoding="utf-8"))["checks"]:
-            group, _, own = check["name"].partition(".")
-            name, status, lines = (group, own), check["status"], check["lines"]
-            if not check["ok"]:
-                self.add(name, FAIL, " ".join(lines) or "passed, but is a known deviation")
-            elif status == "skip":
-                self.add(name, SKIP, " ".join(lines))
-            elif status == "fail":
-                self.add(name, DEVIATES, check["known_deviation"]["happens"])
-            else:
-                self.add(name, PASS)
-
-    def read_junit(self, report: Path) -> None:
-        """Add the tests of a JUnit XML file; those that differ in a parameter share a row."""
-        for case in ElementTree.parse(report).getroot().iter("testcase"):
-            module, _, inner = (
-                case.get("classname", "").removeprefix("tests.kernel.").partition(".")
-            )
-            test = case.get("name", "").partition("[")[0]
-            check = (module, f"{inner}.{test}".lstrip("."))
-            skipped = case.find("skipped")
-            bad = [*case.iter("failure"), *case.iter("error")]
-            if bad:
-                self.add(check, FAIL, f"{case.get('name')}: {why(bad[0])}")
-            elif skipped is not None:
-                self.add(check, SKIP, skipped.get("message", ""))
-            else:
-                self.add(check, PASS)
-
-
-def why(bad: ElementTree.Element) -> str:
-    """A test's failure in a few lines: what pytest says of it, and where it was."""
-    message = " ".join(bad.get("message", "").split())
-    where = (bad.text or "").strip().rpartition("\n")[2]
-    return f"{message[:REASON]} ({where})" if where else message[:REASON]
 
 
 @dataclass(frozen=True)
@@ -147,22 +69,36 @@ class Reports:
         )
 
 
-def run_on(kernels: Sequence[str], arguments: list[str], at_once: int) -> list[Column]:
+def run_on(
+    kernels: Sequence[str], arguments: list[str], at_once: int, peers_on: str | None = None
+) -> list[Column]:
     """Boot each of these kernels and run the selftest and the kernel tests on it.
 
-    With several at once each has its share of the CPUs: guests that together have more than the
-    host slow each other far more than twofold.
+    One of them is booted once more, for the tests against real servers. With several at once each
+    has its share of the CPUs: guests that together have more than the host slow each other far more
+    than twofold.
     """
     columns = [Column(asked) for asked in kernels]
     for column in columns:
         try:
             column.kernel = built.kernel(column.asked)
         except KernelUnavailableError as reason:
-            column.problem = f"could not be had: {reason}"
-    there = [column for column in columns if not column.problem]
+            column.problems.append(f"could not be had: {reason}")
+    there = [column for column in columns if not column.problems]
     todo = [Job(f"kernel {c.name}", tuple(command(c, arguments, at_once))) for c in there]
-    for column, status in zip(there, jobs.run(todo, at_once), strict=True):
+    meeting = [column for column in there if column.asked == peers_on]
+    for column in meeting:
+        column.peers = True
+        try:
+            todo.append(Job(f"kernel {column.name} peers", tuple(meet(column, at_once))))
+        except KernelUnavailableError as reason:
+            column.problems.append(f"had no peers: {reason}")
+            meeting = []
+    statuses = jobs.run(todo, at_once)
+    for column, status in zip(there, statuses, strict=False):
         read_reports(column, status)
+    for column, status in zip(meeting, statuses[len(there) :], strict=True):
+        read_peers(column, status)
     return columns
 
 
@@ -171,14 +107,29 @@ def command(column: Column, arguments: list[str], at_once: int) -> list[str]:
     reports = Reports.of(column.name)
     for report in (reports.selftest, reports.tests):
         report.unlink(missing_ok=True)
-    guest = ["ci/vm", "--kernel", column.asked, "--timeout", str(TIMEOUT)]
-    guest += ["--keep", str(reports.guest)]
-    uml = column.kernel and column.kernel.uml
-    if at_once > 1 and not uml:  # that one has a single CPU in any case
-        guest += ["--cpus", str(max((os.cpu_count() or 1) // at_once, 1))]
     inside = ["sh", "-c", COMMAND, "sh", str(reports.selftest.relative_to(ROOT))]
     inside += [*KERNEL_TESTS, f"--junitxml={reports.tests.relative_to(ROOT)}", *arguments]
-    return [*guest, "--", *inside]
+    return [*guest(column, reports.guest, at_once), *inside]
+
+
+def meet(column: Column, at_once: int) -> list[str]:
+    """What runs the tests against real servers on one kernel.
+
+    Raises:
+        KernelUnavailableError: the servers could not be had.
+    """
+    peers.PEERS.report.unlink(missing_ok=True)
+    inside = peers.inside(peers.PEERS, servers.root(), [])
+    return [*guest(column, REPORTS / f"guest-{column.name}-peers", at_once), *inside]
+
+
+def guest(column: Column, keep: Path, at_once: int) -> list[str]:
+    """What boots a kernel and runs what is put behind it; the kernel's log is kept."""
+    start = ["ci/vm", "--kernel", column.asked, "--timeout", str(TIMEOUT), "--keep", str(keep)]
+    uml = column.kernel and column.kernel.uml
+    if at_once > 1 and not uml:  # that one has a single CPU in any case
+        start += ["--cpus", str(max((os.cpu_count() or 1) // at_once, 1))]
+    return [*start, "--"]
 
 
 def read_reports(column: Column, status: int) -> None:
@@ -193,18 +144,38 @@ def read_reports(column: Column, status: int) -> None:
             read(report)
         except (OSError, ValueError, ElementTree.ParseError):
             unread.append(report.name)
+    if wrong := verdict(status, unread, bool(column.outcomes), column.failed):
+        column.problems.append(wrong)
+
+
+def read_peers(column: Column, status: int) -> None:
+    """Add what the tests against real servers left, and what is wrong with them."""
+    report = peers.PEERS.report
+    found: peers.Rows = []
+    unread = []
+    try:
+        found = peers.rows(report)
+    except (OSError, ElementTree.ParseError):
+        unread.append(report.name)
+    column.read_peers(found)
+    failed = any(row["result"] != PASS for row in found)
+    if wrong := verdict(status, unread, bool(found), failed):
+        column.problems.append(f"with the peers {wrong}")
+
+
+def verdict(status: int, unread: list[str], tested: bool, failed: bool) -> str | None:
+    """What is wrong with a run in a guest, or None."""
     if status == GUEST_FAILED:
-        column.problem = "did not boot, or died; its last words are above"
-    elif status == TIMED_OUT:
-        column.problem = f"was not done after {TIMEOUT} s"
-    elif unread:
-        column.problem = f"left no readable {' and '.join(unread)}"
-    elif not column.outcomes:
-        column.problem = f"ran no test (exit status {status})"
-    elif status == KERNEL_FAULTED:
-        column.problem = "told of a fault of its own; its words are above"
-    elif status or column.failed:
-        column.problem = "has checks that failed"
+        return "did not boot, or died; its last words are above"
+    if status == TIMED_OUT:
+        return f"was not done after {TIMEOUT} s"
+    if unread:
+        return f"left no readable {' and '.join(unread)}"
+    if not tested:
+        return f"ran no test (exit status {status})"
+    if status == KERNEL_FAULTED:
+        return "told of a fault of its own; its words are above"
+    return "has checks that failed" if status or failed else None
 
 
 def remarks(columns: list[Column]) -> dict[str, list[str]]:
@@ -240,7 +211,8 @@ def markdown(columns: list[Column], checks: list[Check]) -> str:
         "kernel tests. *deviates* means that the kernel does not do what the check asks, as",
         "pykcm's table of known deviations says of it. A test that has variants is one row;",
         "*pass/skip* means that some of them were skipped. 5.10 is a User-Mode Linux kernel; the",
-        "others are Debian's stock kernels in QEMU, those with -rt with PREEMPT_RT.",
+        "others are Debian's stock kernels in QEMU, those with -rt with PREEMPT_RT. The rows of",
+        f"*peers* are the tests of `make peers`, on one of them; elsewhere there is a {ELSEWHERE}.",
         "",
         "| check | " + " | ".join(column.name for column in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -250,7 +222,7 @@ def markdown(columns: list[Column], checks: list[Check]) -> str:
         cells = " | ".join(column.cell(check) for column in columns)
         lines.append(f"| {'.'.join(check)} | {cells} |")
     said = remarks(columns)
-    said[FAIL] += [f"{column.name} {column.problem}" for column in columns if column.problem]
+    said[FAIL] += [f"{column.name} {wrong}" for column in columns for wrong in column.problems]
     for title, outcome in (
         ("What deviates", DEVIATES),
         ("What was skipped, and why", SKIP),
@@ -276,7 +248,7 @@ def show(columns: list[Column], checks: list[Check]) -> None:
     quiet = 0
     for check in checks:
         cells = [column.cell(check) for column in columns]
-        if len(columns) > SHOWN_WHOLE and {*cells} == {PASS}:
+        if len(columns) > SHOWN_WHOLE and {*cells} <= {PASS, ELSEWHERE}:
             quiet += 1
             continue
         if check[0] != group:
@@ -304,6 +276,14 @@ def choose(asked: list[str], every: bool, rt: bool) -> list[str]:
     if rt:
         series.append([name for name in ARCHIVES[""].series() if name.endswith("-rt")][-1])
     return list(dict.fromkeys(series + own))
+
+
+def where_peers_are_met(kernels: list[str]) -> str | None:
+    """The newest of the usual kernels, or else the last that can run this machine's servers."""
+    able = [name for name in kernels if not (NAME.fullmatch(name) and split(name)[1])]
+    if MATRIX[-1] in able:
+        return MATRIX[-1]
+    return able[-1] if able else None
 
 
 def main() -> int:
@@ -335,7 +315,13 @@ def main() -> int:
         metavar="N",
         help="N kernels at once, each with its share of the CPUs",
     )
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    parser.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        help="the tests of `make peers` too, on the newest of the usual kernels or else on the "
+        "last one; by itself where neither --kernel nor pytest's arguments choose",
+    )
+    parser.add_argument("pytest", nargs="*", help="arguments for the kernel tests, after --")
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error("--jobs: at least 1")
@@ -346,22 +332,29 @@ def main() -> int:
         kernels = choose(arguments.kernel, arguments.all, arguments.rt)
     except KernelUnavailableError as reason:
         parser.error(f"which series there are is not known: {reason}")
+    chosen = bool(arguments.kernel or arguments.pytest)
+    peers_on = None
+    if not chosen if arguments.peers is None else arguments.peers:
+        peers_on = where_peers_are_met(kernels)
+        if not peers_on:
+            parser.error("--peers: the servers take a kernel of this machine's architecture")
     REPORTS.mkdir(exist_ok=True)
-    columns = run_on(kernels, arguments.pytest + ([] if arguments.brief else LONG), arguments.jobs)
+    long = [] if arguments.brief else LONG
+    columns = run_on(kernels, arguments.pytest + long, arguments.jobs, peers_on)
     checks = list(dict.fromkeys(check for column in columns for check in column.outcomes))
     say("")
     show(columns, checks)
-    whole = arguments.all and not arguments.kernel and not arguments.pytest
+    whole = arguments.all and not chosen and peers_on
     document = DOCUMENT if whole else REPORTS / DOCUMENT.name
     document.parent.mkdir(exist_ok=True)
     document.write_text(markdown(columns, checks), encoding="utf-8")
     say(f"written to {document.relative_to(ROOT)}")
-    problems = [f"kernel {column.name} {column.problem}" for column in columns if column.problem]
+    problems = [f"kernel {column.name} {wrong}" for column in columns for wrong in column.problems]
     gaps = [
         f"kernel {column.name} did not run {'.'.join(check)}"
         for column in columns
         for check in checks
-        if not column.problem and column.cell(check) == ABSENT
+        if not column.problems and column.cell(check) == ABSENT
     ]
     say("\n".join(problems + gaps) or "every check passed, or was skipped with a reason, on all")
     return 1 if problems or gaps else 0

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from ci import output
 from ci.apt import ROOT, UnavailableError
-from ci.matrix import WIDTH, why
+from ci.columns import WIDTH, why
 from ci.output import say
 from ci.servers import root
 from ci.testing import KERNEL_TESTS, REPORTS
@@ -48,11 +48,16 @@ HOSTS = Part("hosts", {"title": "replicas", "shares": "answered by", **COUNTS, "
 
 
 def command(part: Part, servers: Path, arguments: list[str]) -> list[str]:
-    """What runs the tests, as root, where KCM is."""
+    """What runs the tests where KCM is."""
+    return ["ci/run-kcm", *inside(part, servers, arguments)]
+
+
+def inside(part: Part, servers: Path, arguments: list[str]) -> list[str]:
+    """What runs the tests, as root, on a kernel with KCM."""
     tests = [*KERNEL_TESTS[:-1], f"tests/{part.name}", f"--servers={servers.relative_to(ROOT)}"]
     # The other family of such files has no properties of a test.
     report = [f"--junitxml={part.report.relative_to(ROOT)}", "--override-ini=junit_family=xunit1"]
-    return ["ci/run-kcm", "unshare", "--mount", "--net", *tests, *report, *arguments]
+    return ["unshare", "--mount", "--net", *tests, *report, *arguments]
 
 
 def rows(report: Path) -> Rows:

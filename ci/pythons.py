@@ -1,7 +1,10 @@
-"""The unit tests on every other Python from 3.10 on that this machine has: ci/pythons [VERSION...]
+"""The unit tests on other Pythons than that of .venv: ci/pythons [VERSION...]
 
-pykcm's compiled part uses the limited API: the one that was built for .venv serves them all, and is
-what these runs import. The packages that the tests need go to a virtual environment for each.
+Without a version: on all that this machine has. One that is named and is not here is fetched from
+Debian, if it has that. pykcm's compiled part uses the limited API: the wheel is installed and
+imported on each CPython, and what was built for .venv is what the tests import. PyPy and
+free-threaded Pythons build their own from the source distribution. The packages that the tests need
+go to a virtual environment for each.
 """
 
 from __future__ import annotations
@@ -10,16 +13,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 
 from ci import jobs, output
+from ci.apt import UnavailableError, run
+from ci.interpreters import VERSIONS, Interpreter, fetch, find
 from ci.jobs import Job
 from ci.kernels import CACHE, ROOT
 from ci.output import say
 from ci.testing import REPORTS, UNIT_TESTS, executed
 
-VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+PYTHONS = CACHE / "pythons"
 
 # What does not depend on who runs it: how the code is formatted, typed, documented and built, and
 # what the kernel makes of programs.
@@ -28,43 +34,77 @@ ALIKE = (
     *("quality", "release", "typing"),
 )
 
-
-def interpreter(version: str) -> str | None:
-    """A working python of this version, from PATH or pyenv's collection."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    candidates = [shutil.which(f"python{version}")]
-    candidates += [str(path) for path in pyenv.glob(f"{version}.*/bin/python")]
-    look = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
-    for candidate in filter(None, candidates):
-        # pyenv puts commands into PATH that only say that they are not chosen.
-        answer = subprocess.run(
-            [candidate, "-c", look], capture_output=True, text=True, check=False
-        )
-        if answer.stdout.strip() == version:
-            return candidate
-    return None
+LOOK = """
+import sys, pykcm, pykcm._native
+assert pykcm.__file__.startswith(sys.prefix), pykcm.__file__
+assert pykcm._native.lib.AF_KCM == 41
+"""
+LOOK_FAST = LOOK + "import pykcm._fastpath\n"
 
 
-def environment(version: str, python: str) -> Path:
-    """A virtual environment with the packages that the tests need; its python."""
-    home = CACHE / "pythons" / version
+def build(kind: str, source: Path) -> Path:
+    """The source distribution or the wheel of a directory, built by .venv's Python."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=PYTHONS))
+    call = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    run(sys.executable, "-c", call, directory, cwd=source)
+    (file,) = directory.iterdir()
+    made = PYTHONS / file.name
+    file.rename(made)
+    directory.rmdir()
+    return made
+
+
+def unpacked(version: str) -> Path:
+    """The source distribution of what lies here, unpacked: nothing else gets into a test."""
+    source = PYTHONS / f"source-{version}"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir()
+    run("tar", "-xf", build("sdist", ROOT), "-C", source, "--strip-components=1")
+    return source
+
+
+def environment(chosen: Interpreter, package: Path) -> Path:
+    """A virtual environment with the package and what the tests need; its python.
+
+    Raises:
+        CalledProcessError: the package could not be installed or imported.
+    """
+    home = PYTHONS / chosen.version
+    python = home / "bin" / "python"
+    pip = [str(python), *([str(chosen.pip / "pip")] if chosen.pip else ["-m", "pip"])]
+    pip += ["install", "--quiet", "--disable-pip-version-check", "--prefer-binary"]
     stamp = home / "set-up"
     wanted = sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     if not stamp.exists() or stamp.read_text(encoding="ascii") != wanted:
-        subprocess.run([python, "-m", "venv", "--clear", home], check=True)
-        pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, f"{ROOT}[dev]"], check=True)
+        bare = ["--without-pip"] if chosen.pip else []
+        subprocess.run([chosen.python, "-m", "venv", "--clear", *bare, home], check=True)
+        subprocess.run([*pip, "setuptools", f"{package}[dev]"], check=True)
         stamp.write_text(wanted, encoding="ascii")
-    return home / "bin" / "python"
+    own = [*pip, "--force-reinstall", "--no-deps", "--no-build-isolation", str(package)]
+    subprocess.run(own, check=True)
+    look = LOOK_FAST if chosen.stable_abi else LOOK
+    subprocess.run([python, "-I", "-c", look], check=True)
+    return python
 
 
-def job(version: str, python: str) -> Job:
+def job(chosen: Interpreter) -> Job:
     """The unit tests on one Python, with no report of an earlier run."""
-    report(version).unlink(missing_ok=True)
-    command = [str(environment(version, python)), "-m", *UNIT_TESTS, "--quiet"]
+    report(chosen.version).unlink(missing_ok=True)
+    source = unpacked(chosen.version)
+    if chosen.stable_abi:
+        command = [str(environment(chosen, build("wheel", source)))]
+    else:
+        python = str(environment(chosen, source))
+        # The tests import what lies where they do, and here that is another Python's.
+        run(python, "setup.py", "--quiet", "build_ext", "--inplace", cwd=source)
+        command = ["env", "-C", str(source), python]
+        if chosen.version.endswith("t"):
+            # Importing pykcm turns the GIL on there, with a warning, which fails a test.
+            command[-1:-1] = ["PYTHON_GIL=1"]
+    command += ["-m", *UNIT_TESTS, "--quiet"]
     command += [f"--ignore=tests/unit/test_{name}.py" for name in ALIKE]
-    command += [f"--junitxml={report(version)}"]
-    return Job(f"Python {version}", tuple(command))
+    command += [f"--junitxml={report(chosen.version)}"]
+    return Job(f"Python {chosen.version}", tuple(command))
 
 
 def report(version: str) -> Path:
@@ -72,20 +112,32 @@ def report(version: str) -> Path:
 
 
 def main() -> int:
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & {*arguments}:
+        say(f"{(__doc__ or '').strip()}\n\nVersions: {', '.join(VERSIONS)}")
+        return 0
     REPORTS.mkdir(exist_ok=True)
+    PYTHONS.mkdir(parents=True, exist_ok=True)
     mine = "{}.{}".format(*sys.version_info)  # that is the one of `make test`
-    asked = sys.argv[1:] or [version for version in VERSIONS if version != mine]
+    asked = arguments or [version for version in VERSIONS if version != mine]
     if unknown := {*asked} - {*VERSIONS}:
-        print(f"pythons: no {' '.join(unknown)}: {', '.join(VERSIONS)}", file=sys.stderr)
+        print(f"pythons: no {' '.join(sorted(unknown))}: {', '.join(VERSIONS)}", file=sys.stderr)
         return 2
-    found = {version: interpreter(version) for version in asked}
-    there = {version: python for version, python in found.items() if python}
-    statuses = jobs.run([job(*pair) for pair in there.items()], os.cpu_count() or 1)
-    summary = [
-        f"Python {version}: not on this machine" for version in found if version not in there
-    ]
+    todo: dict[str, Job] = {}
+    summary = []
     failed = False
-    for version, status in zip(there, statuses, strict=True):
+    for version in asked:
+        try:
+            chosen = find(version)
+            if chosen or arguments:
+                todo[version] = job(chosen or fetch(version))
+            else:
+                summary.append(f"Python {version}: not on this machine; name it to have it fetched")
+        except (UnavailableError, subprocess.CalledProcessError) as reason:
+            summary.append(f"Python {version}: {reason}")
+            failed = True
+    statuses = jobs.run(list(todo.values()), os.cpu_count() or 1)
+    for version, status in zip(todo, statuses, strict=True):
         tests = executed(report(version)) if report(version).exists() else 0
         good = status == 0 and tests > 0
         failed = failed or not good

@@ -105,4 +105,6 @@ class Closing(Messages, StandardCalls):
                 source=self,
                 stacklevel=2,
             )
-        super().__del__()  # type: ignore[misc]
+        # PyPy's socket has none: it is closed by what Python does not see.
+        if finish := getattr(super(), "__del__", None):
+            finish()

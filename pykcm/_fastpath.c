@@ -2477,6 +2477,8 @@ static PyMethodDef module_methods[] = {
 	{ NULL, NULL, 0, NULL },
 };
 
+/* It does not say Py_MOD_GIL_NOT_USED, and must not: the spare batches, and a Port between two calls
+ * on it, are guarded by the GIL alone.  A free-threaded Python turns it on at the import, and warns. */
 static PyModuleDef module_definition = {
 	PyModuleDef_HEAD_INIT, "pykcm._fastpath", NULL, -1, module_methods, NULL, NULL, NULL, NULL,
 };

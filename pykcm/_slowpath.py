@@ -1,4 +1,4 @@
-"""What _fastpath.c does, in Python: for where its C can't be compiled, as on PyPy.
+"""What _fastpath.c does, in Python: for PyPy, and where its C can't be compiled.
 
 The names and the order of things are _fastpath.c's, which says why.  Two things are less here: it
 is slower, and an exception that strikes between a message's leaving the Port and its reaching the

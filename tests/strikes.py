@@ -38,7 +38,8 @@ def _ends_of_with(code: CodeType) -> frozenset[int]:
     for i, instruction in enumerate(instructions):
         three = instructions[i : i + 3]
         names = [each.opname for each in three]
-        if [each.argval for each in three] == [None] * 3 and names == ["LOAD_CONST"] * 3:
+        constants = {"LOAD_CONST", "LOAD_COMMON_CONSTANT"}  # the latter from Python 3.15 on
+        if [each.argval for each in three] == [None] * 3 and {*names} <= constants:
             ends.update(each.offset for each in instructions[max(0, i - 1) : i + 5])
         elif names == ["LOAD_CONST", "DUP_TOP", "DUP_TOP"]:  # Python 3.10
             ends.update(each.offset for each in instructions[max(0, i - 1) : i + 4])

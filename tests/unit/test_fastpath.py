@@ -739,6 +739,7 @@ def test_the_end_ends_an_iteration(
 # ---- memory ----
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="this Python counts no references")
 def test_calls_leak_nothing(owner: Any, peer: socket.socket) -> None:
     payload = b"p" * 500
     buffer = bytearray(600)
@@ -771,7 +772,10 @@ def test_calls_leak_nothing(owner: Any, peer: socket.socket) -> None:
     gc.collect()
     after = [sys.getrefcount(thing) for thing in (owner, payload, buffer, owner._port, None)]
     assert [b - a for a, b in zip(counts[:4], after[:4], strict=True)] == [0] * 4
-    assert abs(after[4] - counts[4]) < 1000
+    # From Python 3.12 on None is immortal, and code that was compiled against an older Python's
+    # headers is the only one that counts it.
+    if sys.version_info < (3, 12):
+        assert abs(after[4] - counts[4]) < 1000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 4096
 
 

@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ci import built, guest, jobs, kernels, matrix
+from ci import built, guest, jobs, kernels, matrix, peers, servers
+from ci.apt import UnavailableError
+from ci.columns import Column
 from ci.kernels import Kernel, KernelUnavailableError
 
 Outcome = dict[str, Any]
@@ -34,9 +36,23 @@ def junit(path: Path, *cases: tuple[str, str, str]) -> None:
     ElementTree.ElementTree(suite).write(path)
 
 
+def met(path: Path, series: str, *servers: str) -> None:
+    """The report of `make peers`; a server whose name begins with an exclamation mark failed."""
+    suite = ElementTree.Element("testsuite")
+    for server in servers:
+        case = ElementTree.SubElement(suite, "testcase", name=f"test_server[{server}]")
+        properties = ElementTree.SubElement(case, "properties")
+        title = f"{server.lstrip('!')}-on-{series}"
+        ElementTree.SubElement(properties, "property", name="title", value=title)
+        if server.startswith("!"):
+            ElementTree.SubElement(case, "failure", message="another answer").text = "a.py:1: E"
+    ElementTree.SubElement(suite, "testcase", name="test_block[a]")
+    ElementTree.ElementTree(suite).write(path)
+
+
 @pytest.fixture
-def column(tmp_path: Path) -> matrix.Column:
-    column = matrix.Column("6.1")
+def column(tmp_path: Path) -> Column:
+    column = Column("6.1")
     report = tmp_path / "selftest.json"
     known = {"happens": "it is lost"}
     selftest(
@@ -74,7 +90,7 @@ def column(tmp_path: Path) -> matrix.Column:
         ("other", "ABSENT"),
     ],
 )
-def test_cells_of_the_selftest(column: matrix.Column, name: str, cell: str) -> None:
+def test_cells_of_the_selftest(column: Column, name: str, cell: str) -> None:
     assert column.cell(("group", name)) == cell
 
 
@@ -88,11 +104,11 @@ def test_cells_of_the_selftest(column: matrix.Column, name: str, cell: str) -> N
         ("test_half", "pass/skip"),
     ],
 )
-def test_cells_of_the_tests(column: matrix.Column, name: str, cell: str) -> None:
+def test_cells_of_the_tests(column: Column, name: str, cell: str) -> None:
     assert column.cell(("test_a", f"TestB.{name}")) == cell
 
 
-def test_deviations_skips_and_failures_are_told_with_their_reason(column: matrix.Column) -> None:
+def test_deviations_skips_and_failures_are_told_with_their_reason(column: Column) -> None:
     assert matrix.remarks([column]) == {
         "deviates": ["group.known: it is lost (6.1)"],
         "skip": [
@@ -129,14 +145,21 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.setattr(matrix, "MATRIX", ("6.1", "7.2"))
     monkeypatch.setattr("sys.argv", ["ci/matrix"])
     monkeypatch.setattr(built, "kernel", kernel)
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setattr(peers, "REPORTS", reports)
+    monkeypatch.setattr(servers, "root", lambda: tmp_path / "servers")
 
     def say(**left: tuple[int, list[str]]) -> None:
         def run(todo: list[jobs.Job], at_once: int) -> list[int]:
             return [leave(job.name.removeprefix("kernel ")) for job in todo]
 
         def leave(series: str) -> int:
-            status, tests = left.get("k" + series.replace(".", "_"), (0, ["test_one"]))
-            if tests:
+            name = "k" + series.replace(".", "_").replace(" ", "_")
+            status, tests = left.get(name, (0, ["test_one"]))
+            if series.endswith("peers"):
+                if tests:
+                    met(reports / "peers.xml", series.removesuffix(" peers"), *tests)
+            elif tests:
                 selftest(reports / f"selftest-{series}.json", good={})
                 junit(reports / f"kernel-{series}.xml", *((name, "", "") for name in tests))
             return status
@@ -170,7 +193,7 @@ def test_all_series_are_those_of_the_archive_and_make_the_document(
     written = (tmp_path / "docs" / "kernels.md").read_text(encoding="utf-8")
     names += ["6.12-arm64", "6.12-s390x"]
     assert f"| check | {' | '.join(names)} |" in written
-    assert "and 2 checks that passed on all" in capsys.readouterr().out
+    assert "and 4 checks that passed on all" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -264,7 +287,7 @@ def test_kernels_at_once_share_the_cpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    command = matrix.command(matrix.Column(series, kernel(series)), [], at_once)
+    command = matrix.command(Column(series, kernel(series)), [], at_once)
     if cpus is None or series == "5.10":
         assert "--cpus" not in command
     else:
@@ -275,3 +298,83 @@ def test_no_kernel_at_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["ci/matrix", "--jobs", "0"])
     with pytest.raises(SystemExit, match="2"):
         matrix.main()
+
+
+# --- The peers, on one of the kernels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "on"),
+    [
+        ([], "7.2"),
+        (["--brief", "--jobs", "2"], "7.2"),
+        (["--kernel", "6.12"], None),
+        (["--", "-k", "socket"], None),
+        (["--no-peers"], None),
+        (["--peers", "--kernel", "6.12"], "6.12"),
+        (["--peers", "--kernel", "5.10", "--kernel", "6.12", "--kernel", "6.12-arm64"], "6.12"),
+        (["--peers", "--kernel", "7.2", "--kernel", "7.3-rt"], "7.2"),
+    ],
+)
+def test_where_the_peers_are_met(
+    arguments: list[str],
+    on: str | None,
+    runs: Runs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ci/matrix", *arguments])
+    runs()
+    assert matrix.main() == 0
+    written = (tmp_path / "reports" / "kernels.md").read_text(encoding="utf-8")
+    rows = [line for line in written.splitlines() if line.startswith("| peers.")]
+    (columns,) = (line for line in written.splitlines() if line.startswith("| check |"))
+    cells = ["pass" if name.strip() == on else "-" for name in columns.split("|")[2:-1]]
+    names = [f"test_one-on-{on}", "test_block"] if on else []
+    assert rows == [f"| peers.{name} | {' | '.join(cells)} |" for name in names]
+
+
+def test_peers_take_a_kernel_that_runs_their_programs(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ci/matrix", "--peers", "--kernel", "6.12-arm64"])
+    runs()
+    with pytest.raises(SystemExit, match="2"):
+        matrix.main()
+    assert "the servers take a kernel of this machine's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "servers", "said"),
+    [
+        (1, ["redis", "!knot"], "kernel 7.2 with the peers has checks that failed"),
+        (0, ["!knot"], "FAIL: peers.knot-on-7.2: another answer"),
+        (0, [], "kernel 7.2 with the peers left no readable peers.xml"),
+        (guest.GUEST_FAILED, [], "kernel 7.2 with the peers did not boot"),
+        (guest.KERNEL_FAULTED, ["redis"], "kernel 7.2 with the peers told of a fault of its own"),
+    ],
+)
+def test_peers_that_fail_are_a_failure(
+    status: int,
+    servers: list[str],
+    said: str,
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs(k7_2_peers=(status, servers))
+    assert matrix.main() == 1
+    out = capsys.readouterr().out
+    assert said in out
+    assert "every check passed" not in out
+
+
+def test_servers_that_can_not_be_had_are_a_failure(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unavailable() -> Path:
+        raise UnavailableError("no archive answers")
+
+    runs()
+    monkeypatch.setattr(servers, "root", unavailable)
+    assert matrix.main() == 1
+    assert "kernel 7.2 had no peers: no archive answers" in capsys.readouterr().out

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import socket
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
 import pykcm
 from pykcm import _binding, statistics
 from pykcm._explain import OPEN, explain
+
+ROOT = Path(__file__).parents[2]
 
 
 def has_kcm() -> bool:
@@ -89,3 +95,35 @@ print(interpreters.run_string(interpreters.create(), inner))
     )
     assert "in an interpreter with its own GIL" in result.stdout, result
     assert "install" not in result.stdout
+
+
+def test_the_compiled_part_does_not_claim_to_do_without_the_gil() -> None:
+    """It would be believed, and receiving relies on the GIL."""
+    code = (ROOT / "pykcm" / "_fastpath.c").read_text(encoding="utf-8")
+    comments = re.compile(r"/\*.*?\*/", re.DOTALL)
+    assert not re.search(r"Py_mod_gil|GIL_NOT_USED|SetGIL", comments.sub("", code))
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the GIL in any case"
+)
+def test_using_it_turns_the_gil_on() -> None:
+    script = """
+import sys
+assert not sys._is_gil_enabled()
+from pykcm import KCMSocket
+print(sys._is_gil_enabled())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON_GIL"}
+    result = subprocess.run(
+        [sys.executable, "-W", "always", "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "True\n"
+    assert (
+        "The global interpreter lock (GIL) has been enabled to load module 'pykcm." in result.stderr
+    )
