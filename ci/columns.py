@@ -25,7 +25,11 @@ Check: TypeAlias = tuple[str, str]
 class Column:
     """One kernel's results: for each check how often it ended how, and what there is to say of it.
 
-    A check is a group and a name in it. peers: whether it is the one that meets real servers.
+    A check is a group and a name in it.
+
+    Attributes:
+        peers: whether it is the one that meets real servers.
+        contained: whether all of it is in a privileged container.
     """
 
     asked: str
@@ -34,12 +38,14 @@ class Column:
     reasons: set[tuple[Check, str, str]] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     peers: bool = False
+    contained: bool = False
 
     @property
     def name(self) -> str:
         """The series; of one's own kernel the release."""
         own = self.kernel and not NAME.fullmatch(self.asked)
-        return self.kernel.release if self.kernel and own else self.asked
+        name = self.kernel.release if self.kernel and own else self.asked
+        return f"{name}-container" if self.contained else name
 
     @property
     def release(self) -> str:

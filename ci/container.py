@@ -38,12 +38,13 @@ IMAGE = "pykcm-test"
 BASE = "debian:bookworm-slim"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 RESULTS = REPORTS / "container"
-# The module may not be loaded yet; whether KCM then works is ci/run-kcm's to find out. A container
-# has a mount point for pinned programs, but nothing there.
+# Privileged, on the host's kernel. The module may not be loaded yet; whether KCM then works is the
+# command's to find out. A container has a mount point for pinned programs, but nothing there.
+MODULES = {"/lib/modules": {"bind": "/lib/modules", "mode": "ro"}}
 NATIVELY = """\
 modprobe kcm
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
-exec ci/test "$@"
+exec "$@"
 """
 START_SECONDS = 60  # for an engine to answer, or a registry
 
@@ -67,18 +68,23 @@ def connect(address: str | None = None) -> docker.DockerClient | None:
 
 
 @contextlib.contextmanager
-def own_engine() -> Iterator[docker.DockerClient]:
-    """Start an engine of our own, and end it in any case."""
+def own_engine(data: Path = CACHE / "docker", *options: str) -> Iterator[docker.DockerClient]:
+    """Start an engine of our own, and end it in any case.
+
+    Args:
+        data: where it keeps images; its log lies beside.
+        options: more of dockerd's.
+    """
     if os.geteuid() or not shutil.which("dockerd"):
         sys.exit("container: no Docker engine answers, and starting one takes dockerd and root")
     # A socket's path must be short; the images are worth keeping.
     with tempfile.TemporaryDirectory(prefix="pykcm-docker-") as scratch:
         address = f"unix://{scratch}/docker.sock"
-        command = ["dockerd", "--host", address, "--data-root", str(CACHE / "docker")]
+        command = ["dockerd", "--host", address, "--data-root", str(data), *options]
         command += ["--exec-root", f"{scratch}/run", "--pidfile", f"{scratch}/pid"]
         # Without a network of its own the engine leaves the host's firewall alone.
         command += ["--iptables=false", "--ip6tables=false", "--bridge=none"]
-        log = CACHE / "dockerd.log"
+        log = data.with_name("dockerd.log")
         say("no Docker engine answers; starting one")
         with log.open("wb") as output:
             # A Ctrl-C is for this process, which still needs the engine to remove its container.
@@ -173,9 +179,8 @@ def privileges(tests: list[str]) -> dict[str, Any]:
     """How the container is to be run on this host, said and why."""
     if host_has_kcm():
         say(f"this host's kernel {platform.release()} has KCM: privileged, on that kernel")
-        modules = {"/lib/modules": {"bind": "/lib/modules", "mode": "ro"}}
-        command = ["sh", "-c", NATIVELY, "sh", *tests]
-        return {"privileged": True, "volumes": modules, "command": command}
+        command = ["sh", "-c", NATIVELY, "sh", "ci/test", *tests]
+        return {"privileged": True, "volumes": MODULES, "command": command}
     say(
         f"this host's kernel {platform.release()} has no KCM: without privilege, "
         "on the kernel in the image; so the kernel tests alone, since the unit tests load BPF "
@@ -200,15 +205,27 @@ def fetch_results(container: Any) -> int:
 def run(client: docker.DockerClient, network: str | None, asked: list[str]) -> int:
     """Run the tests in a container, which is removed in any case; their exit status."""
     container = client.containers.create(IMAGE, network_mode=network, **privileges(asked))
-    try:
-        container.start()
-        for piece in container.logs(stream=True, follow=True):
-            sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
-        status = int(container.wait()["StatusCode"])
+    with removed(container):
+        status = follow(container)
         tests = fetch_results(container)
         say(f"{tests} tests were run; their reports are in {RESULTS.relative_to(ROOT)}")
         return status or int(tests == 0)
+
+
+def follow(container: Any) -> int:
+    """Start a container and show what it says; its exit status."""
+    container.start()
+    for piece in container.logs(stream=True, follow=True):
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+    return int(container.wait()["StatusCode"])
+
+
+@contextlib.contextmanager
+def removed(container: Any) -> Iterator[None]:
+    """Have a container be removed at the end, whatever happens."""
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient one must not keep it
         container.remove(force=True)

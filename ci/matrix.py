@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,16 @@ from ci.columns import (
 )
 from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT
 from ci.jobs import Job
-from ci.kernels import ARCHIVES, FOREIGN, MATRIX, NAME, ROOT, KernelUnavailableError, split
+from ci.kernels import (
+    ARCHIVES,
+    DEFAULT_SERIES,
+    FOREIGN,
+    MATRIX,
+    NAME,
+    ROOT,
+    KernelUnavailableError,
+    split,
+)
 from ci.output import say
 from ci.testing import KERNEL_TESTS, LONG, REPORTS
 
@@ -70,15 +81,22 @@ class Reports:
 
 
 def run_on(
-    kernels: Sequence[str], arguments: list[str], at_once: int, peers_on: str | None = None
+    kernels: Sequence[str],
+    arguments: list[str],
+    at_once: int,
+    peers_on: str | None = None,
+    contained_on: str | None = None,
 ) -> list[Column]:
     """Boot each of these kernels and run the selftest and the kernel tests on it.
 
-    One of them is booted once more, for the tests against real servers. With several at once each
+    One of them is booted once more, for the tests against real servers; and one for a column of its
+    own, in which all is in a container. With several at once each
     has its share of the CPUs: guests that together have more than the host slow each other far more
     than twofold.
     """
     columns = [Column(asked) for asked in kernels]
+    if contained_on:
+        columns.append(Column(contained_on, contained=True))
     for column in columns:
         try:
             column.kernel = built.kernel(column.asked)
@@ -86,7 +104,7 @@ def run_on(
             column.problems.append(f"could not be had: {reason}")
     there = [column for column in columns if not column.problems]
     todo = [Job(f"kernel {c.name}", tuple(command(c, arguments, at_once))) for c in there]
-    meeting = [column for column in there if column.asked == peers_on]
+    meeting = [c for c in there if c.asked == peers_on and not c.contained]
     for column in meeting:
         column.peers = True
         try:
@@ -109,6 +127,8 @@ def command(column: Column, arguments: list[str], at_once: int) -> list[str]:
         report.unlink(missing_ok=True)
     inside = ["sh", "-c", COMMAND, "sh", str(reports.selftest.relative_to(ROOT))]
     inside += [*KERNEL_TESTS, f"--junitxml={reports.tests.relative_to(ROOT)}", *arguments]
+    if column.contained:
+        inside = ["python", "-m", "ci.contained", *inside]
     return [*guest(column, reports.guest, at_once), *inside]
 
 
@@ -321,6 +341,11 @@ def main() -> int:
         help="the tests of `make peers` too, on the newest of the usual kernels or else on the "
         "last one; by itself where neither --kernel nor pytest's arguments choose",
     )
+    parser.add_argument(
+        "--container",
+        action="store_true",
+        help=f"all of it in a privileged container on {DEFAULT_SERIES}, as one more column",
+    )
     parser.add_argument("pytest", nargs="*", help="arguments for the kernel tests, after --")
     arguments = parser.parse_args()
     if arguments.jobs < 1:
@@ -338,9 +363,12 @@ def main() -> int:
         peers_on = where_peers_are_met(kernels)
         if not peers_on:
             parser.error("--peers: the servers take a kernel of this machine's architecture")
+    contained_on = DEFAULT_SERIES if arguments.container or (arguments.all and not chosen) else None
+    if contained_on and not shutil.which("dockerd"):
+        subprocess.run(["ci/setup", "image"], cwd=ROOT, check=True)
     REPORTS.mkdir(exist_ok=True)
     long = [] if arguments.brief else LONG
-    columns = run_on(kernels, arguments.pytest + long, arguments.jobs, peers_on)
+    columns = run_on(kernels, arguments.pytest + long, arguments.jobs, peers_on, contained_on)
     checks = list(dict.fromkeys(check for column in columns for check in column.outcomes))
     say("")
     show(columns, checks)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ci import container
+from ci import contained, container
+from ci.kernels import ROOT
 
 
 class Engine:
@@ -119,3 +120,14 @@ def test_with_kcm_the_container_has_the_hosts_modules_read_only(
     assert engine.asked["privileged"] is True
     assert engine.asked["volumes"] == {"/lib/modules": {"bind": "/lib/modules", "mode": "ro"}}
     assert "has KCM: privileged" in capsys.readouterr().err
+
+
+def test_a_contained_command_has_the_guest_s_files_and_no_say_over_them() -> None:
+    volumes = contained.lent()
+    assert not {f"/{name}" for name in contained.OWN} & volumes.keys()
+    writable = [path for path, volume in volumes.items() if volume["mode"] != "ro"]
+    assert writable == [str(ROOT)]
+    assert volumes["/usr"]["bind"] == "/usr"
+    with tarfile.open(fileobj=io.BytesIO(contained.empty())) as archive:
+        assert {member.name for member in archive} == {*contained.OWN}
+        assert all(member.isdir() for member in archive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
             return [leave(job.name.removeprefix("kernel ")) for job in todo]
 
         def leave(series: str) -> int:
-            name = "k" + series.replace(".", "_").replace(" ", "_")
+            name = "k" + re.sub("[ .-]", "_", series)
             status, tests = left.get(name, (0, ["test_one"]))
             if series.endswith("peers"):
                 if tests:
@@ -298,6 +299,33 @@ def test_no_kernel_at_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["ci/matrix", "--jobs", "0"])
     with pytest.raises(SystemExit, match="2"):
         matrix.main()
+
+
+# --- A container, on one of the kernels
+
+
+def test_all_of_it_in_a_container_too(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ci/matrix", "--kernel", "6.1", "--container"])
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/sbin/dockerd")
+    runs(k6_1_container=(1, []))
+    assert matrix.main() == 1
+    written = (tmp_path / "reports" / "kernels.md").read_text(encoding="utf-8")
+    assert "| check | 6.1 | 6.1-container |" in written
+    assert "| test_a.TestB.test_one | pass | ABSENT |" in written
+    assert "6.1-container left no readable" in written
+
+
+def test_what_runs_in_the_container_is_what_runs_elsewhere(runs: Runs) -> None:
+    runs()
+    plain, contained = (
+        matrix.command(Column("6.1", kernel("6.1"), contained=contained), ["-x"], 1)
+        for contained in (False, True)
+    )
+    start = contained.index("ci.contained") + 1
+    inside = [part.replace("6.1-container", "6.1") for part in contained[start:]]
+    assert inside == plain[plain.index("--") + 1 :]
 
 
 # --- The peers, on one of the kernels

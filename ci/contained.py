@@ -1,0 +1,69 @@
+"""In a guest: run a command in a privileged container, on the guest's kernel.
+
+    python -m ci.contained COMMAND...
+
+The engine is the guest's own, and keeps its data in memory. The container has the guest's files,
+all but the project read-only, and so needs no image of its own: it has other processes, mounts and
+devices than the guest, and the guest's kernel, modules and network.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from ci import output
+from ci.container import MODULES, NATIVELY, follow, own_engine, removed
+from ci.kernels import ROOT
+
+# What a container has of its own; the rest of the guest's root directory is lent to it.
+OWN = ("dev", "proc", "run", "sys", "tmp")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def empty() -> bytes:
+    """An image, as the archive of its directories."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in OWN:
+            directory = tarfile.TarInfo(name)
+            directory.type, directory.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
+            archive.addfile(directory)
+    return buffer.getvalue()
+
+
+def lent() -> dict[str, dict[str, str]]:
+    """The guest's directories, where they are; only the project's can be written."""
+    paths = [path for path in Path("/").iterdir() if path.name not in OWN and path.is_dir()]
+    volumes = {str(path): {"bind": str(path), "mode": "ro"} for path in paths}
+    return volumes | MODULES | {str(ROOT): {"bind": str(ROOT), "mode": "rw"}}
+
+
+def main() -> int:
+    if not CGROUPS.is_mount():  # a guest has no need of them, an engine has
+        subprocess.run(["mount", "-t", "cgroup2", "none", CGROUPS], check=True)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        own_engine(Path(scratch, "data"), "--storage-driver=vfs") as client,
+    ):
+        client.api.import_image_from_data(empty(), repository="pykcm-guest")
+        container = client.containers.create(
+            "pykcm-guest",
+            ["sh", "-c", NATIVELY, "sh", *sys.argv[1:]],
+            environment=dict(os.environ),
+            network_mode="host",
+            privileged=True,
+            volumes=lent(),
+            working_dir=str(ROOT),
+        )
+        with removed(container):
+            return follow(container)
+
+
+if __name__ == "__main__":
+    output.run(main)
