@@ -9,12 +9,15 @@ devices than the guest, and the guest's kernel, modules and network.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ci import output
@@ -44,12 +47,33 @@ def lent() -> dict[str, dict[str, str]]:
     return volumes | MODULES | {str(ROOT): {"bind": str(ROOT), "mode": "rw"}}
 
 
+@contextlib.contextmanager
+def runtime(directory: Path) -> Iterator[Path]:
+    """A containerd; its socket.  The engine gives one that it starts itself too little time."""
+    address = directory / "containerd.sock"
+    command = ["containerd", f"--address={address}", f"--root={directory}/root"]
+    command += [f"--state={directory}/state", "--log-level=error"]
+    with (
+        (directory / "containerd.log").open("wb") as log,
+        subprocess.Popen(command, stderr=log) as process,
+    ):
+        try:
+            while process.poll() is None and not address.exists():
+                time.sleep(0.1)
+            yield address
+        finally:
+            process.terminate()
+
+
 def main() -> int:
     if not CGROUPS.is_mount():  # a guest has no need of them, an engine has
         subprocess.run(["mount", "-t", "cgroup2", "none", CGROUPS], check=True)
     with (
-        tempfile.TemporaryDirectory() as scratch,
-        own_engine(Path(scratch, "data"), "--storage-driver=vfs") as client,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+        runtime(Path(scratch)) as address,
+        own_engine(
+            Path(scratch, "data"), "--storage-driver=vfs", f"--containerd={address}"
+        ) as client,
     ):
         client.api.import_image_from_data(empty(), repository="pykcm-guest")
         container = client.containers.create(
