@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pykcm
 from pykcm._tcp import bytes_received, unparsed
@@ -124,3 +125,9 @@ def hold_up(mux: pykcm.Multiplexor, pair: Pair) -> pykcm.KCMSocket:
     far.close()
     eventually(lambda: ended(near))
     return worker
+
+
+def is_contained() -> bool:
+    """Whether this is a container: then the kernel loads modules as its host says, not as this."""
+    thread = Path("/proc/2/comm")
+    return not thread.exists() or thread.read_text(encoding="utf-8") != "kthreadd\n"
