@@ -77,6 +77,8 @@ class Call:
             if not port.queueing:
                 self.refuse_if_over()
             return self.attempt_send()
+        if port.fd < 0:
+            raise make["error"]("receive", errno.EBADF)
         count = self.limit if self.kind == "many" else 1
         if not port.inbox and (port.rule is not None or not self.flags & _PEEK):
             port.receive(count if port.waiting else max(count, port.ahead), self.room)

@@ -81,6 +81,21 @@ def later(seconds: float, what: Callable[[], object]) -> threading.Timer:
 # ---- receiving ----
 
 
+def test_a_closed_one_hands_out_no_message(owner: Any, peer: socket.socket) -> None:
+    """Closing told that they are lost."""
+    owner._port.ahead = 64
+    for _ in range(5):
+        peer.send(b"message")
+    assert owner.recv() == b"message"
+    assert owner._port.held == 4
+    owner._port.fd = -1
+    with pytest.raises(KCMOSError, match="EBADF"):
+        owner.recv(timeout=0)
+    with pytest.raises(KCMOSError, match="EBADF"):
+        owner.recv_many(timeout=0)
+    assert owner._port.held == 4
+
+
 def test_recv(owner: Any, peer: socket.socket) -> None:
     for message in (b"a", b"b" * (ROOM - 1), b"\0" * 7):
         peer.send(message)

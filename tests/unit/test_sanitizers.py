@@ -30,6 +30,10 @@ def runtime() -> str:
     return library
 
 
+@pytest.mark.skipif(
+    sys.implementation.name != "cpython",
+    reason="on this Python nothing of the fast path is compiled",
+)
 @pytest.mark.timeout(60 + 2 * float(SECONDS))
 def test_random_calls_under_the_sanitizers(tmp_path: Path) -> None:
     library = runtime()

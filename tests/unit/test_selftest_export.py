@@ -56,6 +56,9 @@ def test_the_same_modules_make_the_same_file(exported: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["again.pyz"]
 
 
+@pytest.mark.skipif(
+    sys.implementation.name != "cpython", reason="this Python does not list its own modules whole"
+)
 def test_it_loads_nothing_but_the_standard_library(exported: Path) -> None:
     script = (
         "import runpy, sys\n"
