@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 
 # asm-generic/socket.h; include/uapi/linux/sock_diag.h.
+#: linux/eventpoll.h; PyPy's select lacks it.
+EPOLLRDHUP = 0x2000
+
 _SO_MEMINFO = 55
 _SK_MEMINFO_VARS = 9
 RMEM_ALLOC, RCVBUF, WMEM_QUEUED = 0, 1, 5

@@ -42,7 +42,7 @@ def steps(framing: Framing, tcp: socket.socket, begun: bytes) -> Steps[bytes]:
     with explained():
         more = select.epoll()
     with _explained(fd), more, _waking_for_any_byte(fd):
-        more.register(fd, select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET)
+        more.register(fd, select.EPOLLIN | select.EPOLLPRI | _kernel.EPOLLRDHUP | select.EPOLLET)
         try:
             while True:
                 # In this order: what had come when it ended is there to be looked at.

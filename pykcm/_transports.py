@@ -169,7 +169,7 @@ class Transports:
             self._by_tcp[id(transport.tcp)] = transport
             # First, since a connection that could not be watched would have to be taken off, and
             # what the kernel has parsed would be lost to the caller.
-            self.watch.register(transport.fd, select.EPOLLRDHUP)
+            self.watch.register(transport.fd, _kernel.EPOLLRDHUP)
             self._kcm._attaching.attach(
                 self._kcm,
                 transport.fd,
@@ -223,12 +223,12 @@ class Transports:
         interrupted, self._interrupted = self._interrupted, True
         if interrupted:  # an edge may have been told to nobody
             for fd in list(self._with_error_queue):
-                self.watch.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
+                self.watch.modify(fd, _kernel.EPOLLRDHUP | select.EPOLLET)
         for fd, events in self.watch.poll(0):
             transport = self._by_fd.get(fd)
             if transport is None:
                 continue
-            ended = events & (select.EPOLLRDHUP | select.EPOLLHUP)
+            ended = events & (_kernel.EPOLLRDHUP | select.EPOLLHUP)
             if ended or self._has_failed(transport):
                 self.begin_draining(transport)
             elif fd not in self._with_error_queue:
@@ -236,7 +236,7 @@ class Transports:
                 # error, and stays until the caller takes it.  Once only: each change of what is
                 # watched tells the edge anew.
                 self._with_error_queue.add(fd)
-                self.watch.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
+                self.watch.modify(fd, _kernel.EPOLLRDHUP | select.EPOLLET)
         self._interrupted = False
 
     def _has_failed(self, transport: Transport) -> bool:
@@ -298,7 +298,7 @@ class Transports:
         else:
             transport.target = None
             with contextlib.suppress(FileExistsError):
-                self.watch.register(transport.fd, select.EPOLLRDHUP)
+                self.watch.register(transport.fd, _kernel.EPOLLRDHUP)
             self.draining.pop(transport.fd, None)
             if not self.draining:
                 self._timer.set_timer(0)

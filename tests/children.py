@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import traceback
+import warnings
 from collections.abc import Callable
 
 #: Seconds after which a child ends that does not come to an end.
@@ -18,7 +19,10 @@ def begin(run: Callable[[], object], limit: int = LIMIT) -> int:
     It exits with 0 if run returns, and with 1 if it raises; what was raised, or where the child was
     when its time was over, is on standard error.
     """
-    if pid := os.fork():
+    with warnings.catch_warnings():  # of a fork beside threads, which some tests are about
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
         return pid
     status = 1
     try:

@@ -92,7 +92,8 @@ class _Child:
         self.fd, writing = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        gc.freeze()  # what is the parent's is not the child's to collect
+        if hasattr(gc, "freeze"):  # PyPy has none
+            gc.freeze()  # what is the parent's is not the child's to collect
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.fd)
