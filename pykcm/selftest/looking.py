@@ -70,11 +70,12 @@ class Looking:
     ) -> None:
         """Fail unless a call raises the OSError of an errno, and not before its time."""
         waited = []
-        for _ in range(3):  # a busy machine makes any one longer
+        # A busy machine makes one longer; and one shorter, in a guest whose tick comes late.
+        for _ in range(3):
             start = time.monotonic()
             self.refused(what, wanted, call, *arguments)
             waited.append(time.monotonic() - start)
-        self.expect(f"waited for {seconds:g} s", min(waited) >= 0.95 * seconds, True)
+        self.expect(f"waited for {seconds:g} s", sorted(waited)[1] >= 0.95 * seconds, True)
 
     def receive(self, kcm: socket.socket, room: int = ROOM, flags: int = 0) -> bytes:
         """What one recvmsg gives; fails if nothing comes while patience lasts."""
