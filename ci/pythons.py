@@ -74,7 +74,7 @@ def environment(chosen: Interpreter, package: Path) -> Path:
     pip = [str(python), *([str(chosen.pip / "pip")] if chosen.pip else ["-m", "pip"])]
     pip += ["install", "--quiet", "--disable-pip-version-check", "--prefer-binary"]
     stamp = home / "set-up"
-    wanted = sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    wanted = sha256((ROOT / "pyproject.toml").read_bytes() + chosen.python.encode()).hexdigest()
     if not stamp.exists() or stamp.read_text(encoding="ascii") != wanted:
         bare = ["--without-pip"] if chosen.pip else []
         subprocess.run([chosen.python, "-m", "venv", "--clear", *bare, home], check=True)

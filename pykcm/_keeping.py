@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pykcm import _kernel, _tcp
+from pykcm._attaching import descriptor_of
 from pykcm._wait import Wait, explained
 from pykcm.errors import AttachError, ConnectFailed, Disconnected, KCMOSError
 
@@ -121,8 +122,8 @@ class Keeping:
         received = 0
         try:
             with explained():
-                fd = _kernel.Descriptor.duplicate(tcp.fileno())
-        except OSError:
+                fd = _kernel.Descriptor.duplicate(descriptor_of(tcp))
+        except BaseException:
             tcp.close()
             raise
         with contextlib.suppress(OSError):  # of what is no TCP socket, which `attach` names

@@ -222,9 +222,11 @@ class Call:
 class Operation:
     """A call that can be awaited once."""
 
+    _call: Call | None = None
+    _begun: Any = None
+
     def __init__(self, call: Call, iterating: bool = False) -> None:
         self._call, self._iterating = call, iterating
-        self._begun: Any = None
 
     @property
     def _steps(self) -> Any:
@@ -233,8 +235,8 @@ class Operation:
         return self._begun
 
     def __del__(self) -> None:
-        if self._begun is None:
-            warnings.warn(_NEVER_AWAITED[self._call.kind == "send"], RuntimeWarning, stacklevel=1)
+        if self._begun is None and self._call is not None:
+            warnings.warn(_NEVER_AWAITED[self._call.kind == "send"], RuntimeWarning, stacklevel=2)
 
     def __await__(self) -> Any:
         return self
@@ -259,6 +261,7 @@ class Operation:
 
     async def _run(self) -> Any:
         call = self._call
+        assert call is not None
         owner, port = call.owner, call.port
         if time.monotonic() - port.turn > _TURN:
             await owner._checkpoint()

@@ -88,8 +88,8 @@ class Exchange:
 
         Raises:
             TimeoutError: no answer came in time; the text says whether the request was sent.
-            OutcomeUnknown: a connection was lost while it was in flight, or the Multiplexor was
-                closed, and no answer came.
+            OutcomeUnknown: a connection was lost while it was in flight, the Multiplexor was
+                closed or could not receive, and no answer came; the text says which.
             Disconnected: no connection is left; it was not sent.
             ArgumentError: it has no key, or that of one that is in flight or was given up.
             KCMOSError: EBUSY (renumber: no number is free); or as of `Multiplexor.send` and `recv`.
@@ -156,9 +156,10 @@ class Exchange:
                 raise request.unknown() from error
             raise
         except KCMOSError as error:
-            if request.sent or request.again:
-                raise request.unknown(error) from error
-            raise
+            if request.result is None:  # else it was answered before
+                if request.sent or request.again:
+                    raise request.unknown(error) from error
+                raise
         finally:
             self._leave(request)
         if isinstance(request.result, Disconnected) and request.again:

@@ -607,7 +607,7 @@ def test_a_multiplexor_that_is_closed_meanwhile(world: World) -> None:
         assert not thread.is_alive()
     assert [error.errno for error in errors] == [errno.EBADF] * 5
     assert [type(error) for error in errors] == [OutcomeUnknown] * 5
-    assert "the multiplexor is closed while request" in str(errors[0])
+    assert "is closed while request" in str(errors[0])
 
 
 @pytest.mark.skipif(

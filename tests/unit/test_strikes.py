@@ -22,7 +22,7 @@ def test_the_timer_of_a_time_out_goes_on(first: float) -> None:
     with alarms(outer, 50.0, 7.0):
         with pytest.raises(Strike), alarms(strike, first):
             time.sleep(5)
-        with Storm(0.001) as storm, pytest.raises(Strike):
+        with Storm(0.3) as storm, pytest.raises(Strike):
             storm.armed = True
             time.sleep(5)
         left, again = signal.getitimer(signal.ITIMER_REAL)
