@@ -585,6 +585,17 @@ def test_a_closed_multiplexor(world: World) -> None:
     assert caught.value.errno == errno.EBADF
 
 
+def test_an_answer_that_came_before_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange = Exchange(world.mux, (0, 4))
+
+    def drive(_: object) -> bool:
+        exchange._book.answer(message(1, b"!"))
+        raise KCMOSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(exchange._driver, "drive", drive)
+    assert exchange.request(message(1), timeout=PATIENCE) == message(1, b"!")
+
+
 def test_a_multiplexor_that_is_closed_meanwhile(world: World) -> None:
     """All who wait without a limit are told."""
     exchange = Exchange(world.mux, (0, 4))
