@@ -47,8 +47,9 @@ class Transport:
         cut: as `Disconnection` has it.
         mark: how many messages had been received, and how many receives begun, when all of its
             bytes were parsed; None while they are not.
-        since: from when on its bytes have stayed what they were, though no message waited; 0 if
-            they have not.
+        unmoved: for how long its bytes have stayed what they were, though no message waited, in
+            seconds that were looked at.
+        looked: when last; 0 if they have not stayed.
         stalls: how often the kernel was made to look at them since.
         kicked: how many they were when it was last, and how many messages had been received.
         urgent: whether urgent data is among them.
@@ -70,7 +71,6 @@ class Transport:
         self.left = -1
         self.cut = 0
         self.mark: tuple[int, int] | None = None
-        # For how long its bytes have stayed, in seconds that were looked at, and when last.
         self.unmoved = self.looked = 0.0
         self.stalls = 0
         self.kicked: tuple[int, int] | None = None
