@@ -84,7 +84,9 @@ class Keeping:
         if not self._kept.acquire(blocking=False):
             raise KCMOSError(errno.EBUSY, "the pool is kept already, by a `with` block or a call")
         try:
-            while not _kernel.is_readable(self._stopped.fileno()):
+            while True:
+                if _kernel.is_readable(self._stopped.fileno()):
+                    return
                 self._told.set_event(False)
                 self._mux._check()
                 self._mux._look()
@@ -106,8 +108,9 @@ class Keeping:
                     yield Wait(self._stopped.fileno(), self._pause_after(error))
         finally:
             # Or our descriptors would keep connections open that the Multiplexor has closed.
-            while self._members:
-                self._members.pop().fd.close()
+            for member in self._members:
+                member.fd.close()
+            self._members.clear()
             self._kept.release()
 
     def _pause_after(self, error: OSError) -> float:

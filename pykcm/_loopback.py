@@ -18,10 +18,11 @@ def connection(timeout: float = 20.0) -> tuple[socket.socket, socket.socket]:
         listener.settimeout(timeout)
         near = socket.create_connection(listener.getsockname(), timeout)
         try:
-            far, address = listener.accept()
-            while address != near.getsockname():  # somebody else connected meanwhile
-                far.close()
+            while True:
                 far, address = listener.accept()
+                if address == near.getsockname():
+                    break
+                far.close()  # somebody else connected meanwhile
         except BaseException:
             near.close()
             raise

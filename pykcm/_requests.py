@@ -130,8 +130,7 @@ class Book:
         """Have a request wait; `again` for one that had been entered before."""
         with self._lock:
             now = time.monotonic()
-            while self._given_up and next(iter(self._given_up.values())) <= now:
-                self._given_up.popitem(last=False)
+            self._forget(now)
             if again:
                 request.again = True
                 request.result, request.sent, request.suspect = None, False, False
@@ -149,6 +148,11 @@ class Book:
                     f"another key, or wait for {self._given_up[request.key] - now:.0f} s",
                 )
             self.waiting[request.key] = request
+
+    def _forget(self, now: float) -> None:
+        """Have the keys used again whose late answers need not be expected any more."""
+        while self._given_up and next(iter(self._given_up.values())) <= now:
+            self._given_up.popitem(last=False)
 
     def _renumber(self, request: Request, field: Field) -> None:
         own = _key_of(self._key, request.message)
@@ -225,28 +229,32 @@ class Book:
             at_once: there is no grace.
         """
         with self._lock:
-            requests = [
-                r for r in self.waiting.values() if r.sent and not r.suspect and r.gone < gone
-            ]
-            self._suspects.append((time.monotonic() + self._grace, requests))
-            for request in requests:
-                request.suspect = True
-            self.expire(at_once)
+            self._suspect(gone)
+            self._expire(at_once)
 
-    def expire(self, at_once: bool = False) -> float | None:
+    def _suspect(self, gone: int) -> None:
+        requests = [r for r in self.waiting.values() if r.sent and not r.suspect and r.gone < gone]
+        self._suspects.append((time.monotonic() + self._grace, requests))
+        for request in requests:
+            request.suspect = True
+
+    def expire(self) -> float | None:
         """End the suspects whose time is over; in how many seconds the next one's is."""
         with self._lock:
-            while self._suspects:
-                deadline, requests = self._suspects[0]
-                left = deadline - time.monotonic()
-                if left > 0 and not at_once:
-                    return left
-                for request in requests:
-                    if self.waiting.get(request.key) is request and request.suspect:
-                        self._give_up(request)
-                        self._end(request, request.unknown())
-                self._suspects.popleft()
-            return None
+            return self._expire()
+
+    def _expire(self, at_once: bool = False) -> float | None:
+        while self._suspects:
+            deadline, requests = self._suspects[0]
+            left = deadline - time.monotonic()
+            if left > 0 and not at_once:
+                return left
+            for request in requests:
+                if self.waiting.get(request.key) is request and request.suspect:
+                    self._give_up(request)
+                    self._end(request, request.unknown())
+            self._suspects.popleft()
+        return None
 
     def _whole_fields(self) -> tuple[Field, Field]:
         fields = []

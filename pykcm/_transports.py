@@ -266,7 +266,9 @@ class Transports:
         try:
             self._begin_unattaching(transport)
             look()
-            while self._by_fd.get(transport.fd) is transport:
+            while True:
+                if self._by_fd.get(transport.fd) is not transport:
+                    break
                 yield Wait(changed.fileno(), IDLE)  # another call's look may have been told
                 if transport.fd not in self.draining:  # another call has given it up
                     self._begin_unattaching(transport)

@@ -160,7 +160,9 @@ class Upkeep(Messages, MultiplexorCalls):
         with SendSpace(self._fd(), self._port.watch) as space:
             left = 0
             try:
-                while left := self._push():
+                while True:
+                    if not (left := self._push()):
+                        return
                     self._look()
                     if not (self._transports or self._port.queueing):
                         self._check()

@@ -137,12 +137,13 @@ class Exchange:
             self._book.enter(request)
             self._driver.send(request)
             while True:
-                while request.result is None:
+                if request.result is None:
                     if not self._leads(request, arm):
                         yield request
                     elif self._driver.drive(request):
                         self._waits_since = time.monotonic()
                         yield self._driver.wait()
+                    continue
                 if not (retry > 0 and isinstance(request.result, OutcomeUnknown)):
                     break
                 retry -= 1

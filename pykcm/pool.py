@@ -107,7 +107,9 @@ class Pool:
     def _drive(self, steps: Steps, deadline: float, *, forever: bool) -> None:
         with contextlib.suppress(StopIteration):
             wait = next(steps)
-            while forever or not isinstance(wait, Full):
+            while True:
+                if isinstance(wait, Full) and not forever:
+                    return
                 if wait is not None:
                     wait = next(steps) if pause(wait, deadline) else steps.throw(_late())
                     continue
@@ -149,7 +151,9 @@ class Pool:
         await checkpoint()
         with contextlib.suppress(StopIteration):
             wait = next(steps)
-            while forever or not isinstance(wait, Full):
+            while True:
+                if isinstance(wait, Full) and not forever:
+                    return
                 if wait is not None:
                     await apause(wait)
                     wait = next(steps)

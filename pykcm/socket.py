@@ -258,14 +258,17 @@ class KCMSocket(Closing, Following):
         self._have_divided_by(other)
         self._port.shared = other._port.shared = True
         with lock:
-            if not self._same:
-                self._same.append(weakref.ref(self))
-            # The dead are let go of, but not by a new list, of which others would not know.
-            for each in [each for each in self._same if each() is None]:
-                self._same.remove(each)
-            self._same.append(weakref.ref(other))
-            other._same = self._same
+            self._count_in(other)
         return other
+
+    def _count_in(self, other: Self) -> None:
+        if not self._same:
+            self._same.append(weakref.ref(self))
+        # The dead are let go of, but not by a new list, of which others would not know.
+        for each in [each for each in self._same if each() is None]:
+            self._same.remove(each)
+        self._same.append(weakref.ref(other))
+        other._same = self._same
 
     def fileno(self) -> int:
         """The descriptor, -1 when the socket is closed.
@@ -362,7 +365,9 @@ class KCMSocket(Closing, Following):
         with SendSpace(self._fd()) as space:
             left = 0
             try:
-                while left := self._push():
+                while True:
+                    if not (left := self._push()):
+                        return
                     yield Wait(space.fileno(), IDLE)
                     space.clear()
             except TimeoutError:

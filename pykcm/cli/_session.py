@@ -74,9 +74,12 @@ class Session:
             self._open()
             self._active = time.monotonic()
             stack.callback(lambda: self._outcome.report(self._unfinished()))
-            while not self._done():
-                self._step()
+            self._work()
         return self._outcome.status(self._unfinished())
+
+    def _work(self) -> None:
+        while not self._done():
+            self._step()
 
     # ---- connections ----
 
@@ -120,7 +123,7 @@ class Session:
     def _connect_again(self) -> None:
         (peer,) = self._peers
         try:
-            while len(peer.transports) < self._options.connections:
+            for _ in range(self._options.connections - len(peer.transports)):
                 tcp = _links.dial(self._options.host, self._options.port)
                 peer.attach(tcp, hand_over=True)
         except click.ClickException as error:
