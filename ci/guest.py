@@ -48,6 +48,7 @@ PASSED_ON_PREFIXES = ("PYKCM_", "PYTEST_", "PYTHON", "HYPOTHESIS_")
 
 SCRIPT = """\
 #!/bin/sh
+{ports}
 export HOME=/root {environment}
 export PATH={first}{root}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t bpf bpf /sys/fs/bpf
@@ -69,6 +70,30 @@ cat /proc/sys/kernel/tainted >>{run}/taint
 echo $status >{run}/status
 exit $status
 """
+
+# Where virtio-serial is late, as on a busy host, virtme-ng runs the script on the kernel's console,
+# and nobody would see what the command says.
+PORTS = """\
+port() {
+    for name in /sys/class/virtio-ports/*/name; do
+        [ "$(cat $name 2>/dev/null)" != virtme.$1 ] || basename ${name%/name}
+    done
+}
+case $(readlink /proc/self/fd/2) in
+*/vport*) ;;
+*)
+    left=60
+    until [ "$(port stdin)" ] && [ "$(port stdout)" ] && [ "$(port stderr)" ]; do
+        if [ $left = 0 ]; then
+            echo "pykcm: after 60 s there are no virtio-serial ports for the command's output"
+            exit
+        fi
+        left=$((left - 1))
+        sleep 1
+    done
+    exec </dev/$(port stdin) >/dev/$(port stdout) 2>/dev/$(port stderr)
+    ;;
+esac"""
 
 # A file that the guest writes has the host's time. A short look is enough unless it seems wrong; on
 # a busy host it may be a little wrong in either direction.
@@ -127,6 +152,8 @@ class Run:
         run = shlex.quote(str(self.directory))
         self.script.write_text(
             SCRIPT.format(
+                # A terminal's output does go to a console, and other machines' init is ours.
+                ports="" if guest.interactive or kernel.arch or kernel.uml else PORTS,
                 environment=" ".join(f"{n}={shlex.quote(v)}" for n, v in environment.items()),
                 root=shlex.quote(str(ROOT)),
                 first="/usr/local/bin:" if kernel.arch else "",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ci import qemu, testing, vm
-from ci.guest import BEGIN, GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT, Run
+from ci.guest import BEGIN, GUEST_FAILED, KERNEL_FAULTED, PORTS, TIMED_OUT, Run
 from ci.kernels import ROOT
 from ci.testing import UsageError, choose
 
@@ -211,3 +211,36 @@ def test_the_time_stamp_counter_is_measured_the_same_again_and_again() -> None:
     first, second = qemu.tsc_khz(), qemu.tsc_khz()
     assert first > 100_000
     assert abs(first - second) < first / 1000
+
+
+def test_output_goes_to_ports_that_are_late(tmp_path: Path) -> None:
+    """Where they come late, virtme-ng runs the script on the console, where nobody reads."""
+    paths = PORTS.replace("/sys/class", f"{tmp_path}").replace("/dev/", f"{tmp_path}/")
+    script = f"{paths}\nread -r word\necho out $word\necho err >&2\n"
+    process = subprocess.Popen(
+        ["sh", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.PIPE,
+    )
+    for number, name in enumerate(("stdin", "stdout", "stderr"), 1):
+        time.sleep(0.1)
+        (tmp_path / f"vport0p{number}").write_text("word\n", encoding="ascii")
+        port = tmp_path / "virtio-ports" / f"vport0p{number}"
+        port.mkdir(parents=True)
+        (port / "name").write_text(f"virtme.{name}\n", encoding="ascii")
+    assert process.communicate(timeout=60)[0] == b""
+    assert (tmp_path / "vport0p2").read_text(encoding="ascii") == "out word\n"
+    assert (tmp_path / "vport0p3").read_text(encoding="ascii") == "err\n"
+
+
+def test_ports_that_do_not_come_are_told_of(tmp_path: Path) -> None:
+    paths = PORTS.replace("/sys/class", f"{tmp_path}").replace("left=60", "left=1")
+    done = subprocess.run(
+        ["sh", "-c", f"{paths}\necho the command"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=True,
+    )
+    assert b"no virtio-serial ports" in done.stdout
+    assert b"the command" not in done.stdout.splitlines()
