@@ -12,9 +12,11 @@ import fcntl
 import os
 import platform
 import re
+import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +43,31 @@ def lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def make_once(home: Path, make: Callable[[Path], object], *, again: bool = False) -> bool:
+    """Have a directory in the cache: it is there whole, or not at all.
+
+    Args:
+        home: the directory.
+        make: fills another one, which then gets this name.
+        again: even if it is there.
+
+    Returns:
+        Whether it was made now.
+    """
+    with lock(home.with_name(f"{home.name}.lock")):
+        if home.exists() and not again:
+            return False
+        scratch = Path(tempfile.mkdtemp(prefix=f"{home.name}.", dir=home.parent))
+        try:
+            make(scratch)
+            scratch.chmod(0o755)
+            shutil.rmtree(home, ignore_errors=True)
+            scratch.rename(home)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return True
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:

@@ -28,7 +28,9 @@ class Column:
     A check is a group and a name in it.
 
     Attributes:
+        problems: what is wrong with the run as a whole.
         peers: whether it is the one that meets real servers.
+        peers_problems: what is wrong with the run in which it did.
         contained: whether all of it is in a privileged container.
     """
 
@@ -37,6 +39,7 @@ class Column:
     outcomes: dict[Check, Counter[str]] = field(default_factory=dict)
     reasons: set[tuple[Check, str, str]] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    peers_problems: list[str] = field(default_factory=list)
     peers: bool = False
     contained: bool = False
 
@@ -54,6 +57,16 @@ class Column:
     @property
     def failed(self) -> bool:
         return any(counts[FAIL] for counts in self.outcomes.values())
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is wrong with either run, behind the column's name."""
+        return [f"{self.name} {problem}" for problem in self.problems + self.peers_problems]
+
+    def lacks(self, check: Check) -> bool:
+        """Whether a run of which nothing else is wrong is without a check."""
+        problems = self.peers_problems if check[0] == PEERS else self.problems
+        return not problems and self.cell(check) == ABSENT
 
     def cell(self, check: Check) -> str:
         if check[0] == PEERS and not self.peers:

@@ -127,7 +127,7 @@ def boot(directory: Path, cpus: int, stress: float, todo: dict[str, list[str]]) 
     command += [str(TARGET.relative_to(ROOT)), json.dumps(todo)]
     # Standard output is for the report.
     return subprocess.run(
-        command, cwd=ROOT, stdout=sys.stderr, preexec_fn=end_with_parent, check=False
+        command, cwd=ROOT, stdout=sys.stderr, preexec_fn=end_with_parent(), check=False
     ).returncode
 
 

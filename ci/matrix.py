@@ -110,7 +110,7 @@ def run_on(
         try:
             todo.append(Job(f"kernel {column.name} peers", tuple(meet(column, at_once))))
         except KernelUnavailableError as reason:
-            column.problems.append(f"had no peers: {reason}")
+            column.peers_problems.append(f"had no peers: {reason}")
             meeting = []
     statuses = jobs.run(todo, at_once)
     for column, status in zip(there, statuses, strict=False):
@@ -180,7 +180,7 @@ def read_peers(column: Column, status: int) -> None:
     column.read_peers(found)
     failed = any(row["result"] != PASS for row in found)
     if wrong := verdict(status, unread, bool(found), failed):
-        column.problems.append(f"with the peers {wrong}")
+        column.peers_problems.append(f"with the peers {wrong}")
 
 
 def verdict(status: int, unread: list[str], tested: bool, failed: bool) -> str | None:
@@ -242,7 +242,7 @@ def markdown(columns: list[Column], checks: list[Check]) -> str:
         cells = " | ".join(column.cell(check) for column in columns)
         lines.append(f"| {'.'.join(check)} | {cells} |")
     said = remarks(columns)
-    said[FAIL] += [f"{column.name} {wrong}" for column in columns for wrong in column.problems]
+    said[FAIL] += [wrong for column in columns for wrong in column.wrong]
     for title, outcome in (
         ("What deviates", DEVIATES),
         ("What was skipped, and why", SKIP),
@@ -377,12 +377,12 @@ def main() -> int:
     document.parent.mkdir(exist_ok=True)
     document.write_text(markdown(columns, checks), encoding="utf-8")
     say(f"written to {document.relative_to(ROOT)}")
-    problems = [f"kernel {column.name} {wrong}" for column in columns for wrong in column.problems]
+    problems = [f"kernel {wrong}" for column in columns for wrong in column.wrong]
     gaps = [
         f"kernel {column.name} did not run {'.'.join(check)}"
         for column in columns
         for check in checks
-        if not column.problems and column.cell(check) == ABSENT
+        if column.lacks(check)
     ]
     say("\n".join(problems + gaps) or "every check passed, or was skipped with a reason, on all")
     return 1 if problems or gaps else 0

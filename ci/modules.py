@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from ci.apt import lock, run
+from ci.apt import make_once, run
 from ci.bugs import KCM, STRPARSER, Bug
 from ci.kernels import ARCHIVES, CACHE, NAME, SUITES, Kernel, KernelUnavailableError, say
 
@@ -37,15 +36,7 @@ def tree(kernel: Kernel) -> Tree:
     if kernel.uml or kernel.arch:
         raise KernelUnavailableError("modules are built for this machine's own kernels alone")
     home = CACHE / "headers" / kernel.release
-    with lock(home.with_suffix(".lock")):
-        if not home.exists():
-            scratch = Path(tempfile.mkdtemp(prefix=f"{kernel.release}.", dir=home.parent))
-            try:
-                unpack(kernel, scratch, home)
-                scratch.chmod(0o755)
-                scratch.rename(home)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    make_once(home, lambda directory: unpack(kernel, directory, home))
     return Tree(home / "source", home / "usr" / "src" / f"linux-headers-{kernel.release}")
 
 

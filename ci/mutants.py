@@ -118,7 +118,7 @@ class Guest:
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509  # no other thread is here
+            preexec_fn=end_with_parent(),  # noqa: PLW1509  # no other thread is here
         )
 
     def events(self) -> Iterator[Event]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 from hashlib import sha256
 from pathlib import Path
 
-from ci.apt import CACHE, Apt, UnavailableError, lock, release, run
+from ci.apt import CACHE, Apt, UnavailableError, make_once, release, run
 
 # The servers; what Debian's package of Thrift forgets; a shell, which PostgreSQL's initdb runs.
 PACKAGES = (
@@ -45,15 +44,7 @@ def root() -> Path:
         raise UnavailableError("they are Debian's, and this machine runs another system")
     wanted = sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
     home = CACHE / "servers" / f"{suite}-{wanted}"
-    with lock(CACHE / "servers" / "lock"):
-        if not home.exists():
-            scratch = Path(tempfile.mkdtemp(dir=home.parent))
-            try:
-                unpack(suite, scratch)
-                scratch.chmod(0o755)
-                scratch.rename(home)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    make_once(home, lambda directory: unpack(suite, directory))
     return home
 
 

@@ -6,11 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from ci import output
-from ci.apt import lock, machine_archives, run
+from ci.apt import machine_archives, make_once, run
 from ci.jobs import end_with_parent
 from ci.kernels import CACHE, ROOT, KernelUnavailableError, say
 
@@ -29,20 +28,16 @@ def root() -> Path:
         KernelUnavailableError: it can't be made; the text says why.
     """
     made = HOME / "root"
-    with lock(HOME / "lock"):
-        if not made.exists():
-            scratch = Path(tempfile.mkdtemp(dir=HOME))
-            try:
-                say("making a root with systemd")
-                archive, _ = machine_archives()
-                include = f"--include={','.join(PACKAGES)}"
-                run("debootstrap", "--variant=minbase", include, SUITE, scratch, archive)
-                shutil.rmtree(scratch / "var" / "cache" / "apt", ignore_errors=True)
-                scratch.chmod(0o755)
-                scratch.rename(made)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    make_once(made, unpack)
     return made
+
+
+def unpack(directory: Path) -> None:
+    say("making a root with systemd")
+    archive, _ = machine_archives()
+    include = f"--include={','.join(PACKAGES)}"
+    run("debootstrap", "--variant=minbase", include, SUITE, directory, archive)
+    shutil.rmtree(directory / "var" / "cache" / "apt", ignore_errors=True)
 
 
 def main() -> int:
@@ -54,7 +49,7 @@ def main() -> int:
     command = ["ci/vm", "--kernel", os.environ.get("KERNEL") or KERNEL, "--"]
     command += ["env", f"PYKCM_SYSTEMD_ROOT={where}", "pytest"]
     command += ["-p", "no:hypothesispytest", "-p", "no:xdist", TEST, *sys.argv[1:]]
-    return subprocess.run(command, cwd=ROOT, preexec_fn=end_with_parent, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, preexec_fn=end_with_parent(), check=False).returncode
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ class Keeping:
             with explained():
                 fd = _kernel.Descriptor.duplicate(descriptor_of(tcp))
         except BaseException:
-            tcp.close()
+            with contextlib.suppress(AttributeError):  # of what is no socket
+                tcp.close()
             raise
         with contextlib.suppress(OSError):  # of what is no TCP socket, which `attach` names
             received = _tcp.bytes_received(fd.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ci import apt, kernels
@@ -65,3 +67,26 @@ def test_no_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(apt.UnavailableError, match="resolving"):
         archive.update()
     assert archive.pauses == []
+
+
+def test_a_directory_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    home = tmp_path / "cache" / "made"
+
+    def fill(word: str) -> None:
+        made = apt.make_once(home, lambda new: (new / "file").write_text(word), again=word == "b")
+        assert made == (word != "c")
+
+    def fail(directory: Path) -> None:
+        (directory / "file").touch()
+        raise OSError
+
+    with pytest.raises(OSError):
+        apt.make_once(home, fail)
+    assert not home.exists()
+    fill("a")
+    fill("b")
+    with pytest.raises(OSError):
+        apt.make_once(home, fail, again=True)
+    fill("c")
+    assert (home / "file").read_text() == "b"
+    assert sorted(path.name for path in home.parent.iterdir()) == ["made", "made.lock"]

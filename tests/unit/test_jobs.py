@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ci import jobs
-from ci.jobs import Job
+from ci.jobs import Job, end_with_parent
 from ci.kernels import ROOT
 
 
@@ -38,7 +39,7 @@ def test_statuses_come_in_the_order_of_the_commands(at_once: int) -> None:
 def test_a_command_that_ends_with_its_parent(number: signal.Signals) -> None:
     script = (
         "import subprocess; from ci.jobs import end_with_parent\n"
-        "child = subprocess.Popen(['sleep', '100'], preexec_fn=end_with_parent)\n"
+        "child = subprocess.Popen(['sleep', '100'], preexec_fn=end_with_parent())\n"
         "print(child.pid, flush=True); child.wait()"
     )
     with subprocess.Popen(
@@ -51,6 +52,26 @@ def test_a_command_that_ends_with_its_parent(number: signal.Signals) -> None:
         while runs(pid):  # until whoever inherits it has waited for it
             assert time.monotonic() < end
             time.sleep(0.01)
+
+
+def test_a_command_whose_parent_has_ended_before_it_begins() -> None:
+    ask = end_with_parent()
+    told, teller = os.pipe()
+    between = os.fork()
+    if between == 0:
+        try:
+            between = os.getpid()
+            if os.fork() == 0:
+                while os.getppid() == between:
+                    time.sleep(0.01)
+                ask()
+                os.write(teller, b"it goes on")
+        finally:
+            os._exit(0)
+    os.close(teller)
+    os.waitpid(between, 0)
+    assert os.read(told, 100) == b""
+    os.close(told)
 
 
 def test_a_signal_is_a_negative_status() -> None:

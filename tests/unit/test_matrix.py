@@ -13,7 +13,7 @@ import pytest
 
 from ci import built, guest, jobs, kernels, matrix, peers, servers
 from ci.apt import UnavailableError
-from ci.columns import Column
+from ci.columns import PEERS, Column
 from ci.kernels import Kernel, KernelUnavailableError
 
 Outcome = dict[str, Any]
@@ -406,3 +406,13 @@ def test_servers_that_can_not_be_had_are_a_failure(
     monkeypatch.setattr(servers, "root", unavailable)
     assert matrix.main() == 1
     assert "kernel 7.2 had no peers: no archive answers" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_the_peers_hides_no_other_gap() -> None:
+    column = Column("7.2", peers=True)
+    assert column.lacks(("a", "b"))
+    assert column.lacks((PEERS, "redis"))
+    column.peers_problems.append("was not done")
+    assert column.lacks(("a", "b"))
+    assert not column.lacks((PEERS, "redis"))
+    assert column.wrong == ["7.2 was not done"]

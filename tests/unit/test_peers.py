@@ -88,7 +88,7 @@ def test_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(servers, "unpack", unpack)
     with pytest.raises(UnavailableError, match="locate package knot"):
         servers.root()
-    assert [path.name for path in (tmp_path / "servers").iterdir()] == ["lock"]
+    assert [path.suffix for path in (tmp_path / "servers").iterdir()] == [".lock"]
 
 
 def test_without_the_command_the_tests_say_so() -> None:

@@ -230,6 +230,8 @@ def test_what_is_not_tried_again(mux: Multiplexor, server: Server) -> None:
     ours, theirs = socket.socketpair()
     with theirs, pytest.raises(AttachError):
         Pool(mux, lambda: ours, 1).fill()
+    with pytest.raises(AttachError, match="None is not an open socket"):
+        Pool(mux, lambda: None, 1).fill()  # type: ignore[arg-type,return-value]
     with pytest.raises(ArgumentError):
         Pool(mux, connect, 0)
     with pytest.raises(ArgumentError):
