@@ -201,3 +201,23 @@ class Apt:
         wanted = [f"{name}={version}" for name, version in packages.items()]
         run("apt-get", *self.options, "--quiet=2", "download", *wanted, cwd=directory)
         return sorted(directory.glob("*.deb"))
+
+
+def up_to_date(suites: tuple[str, ...], arch: str, say: Callable[[str], object]) -> Apt:
+    """apt with the newest lists of those suites whose lists fit together.
+
+    Raises:
+        UnavailableError: the archive does not answer, or none do.
+    """
+    while True:
+        apt = Apt(suites, arch)
+        try:
+            apt.update()
+        except BeingReplacedError as error:
+            rest = tuple(suite for suite in suites if f"/dists/{suite}/" not in str(error))
+            if rest in {(), suites}:
+                raise
+            say(f"{error}; looking in {', '.join(rest)} alone")
+            suites = rest
+        else:
+            return apt

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from ci.apt import Apt, lock, make_once, run
+from ci.apt import lock, make_once, run, up_to_date
 from ci.guest import Guest, Run, execute
 from ci.kernels import CACHE, ROOT, Kernel, say
 
 # What the guest needs, and with it what these depend on.
 PACKAGES = ("python3", "python3-cffi-backend", "busybox-static", "kmod")
+HEADERS = "libpython3.11-dev"
 MODULES = ("9p", "9pnet_virtio", "virtio_pci", "virtio_console")
 SUITES = ("bookworm", "bookworm-security")
 
@@ -45,6 +46,12 @@ MACHINES = {
     "arm64": Machine(
         ("qemu-system-aarch64", "-machine", "virt", "-cpu", "max,pauth-impdef=on"),
         "aarch64-linux-gnu",
+        "pci",
+        "ttyAMA0",
+    ),
+    "armhf": Machine(
+        ("qemu-system-arm", "-machine", "virt,highmem=off", "-cpu", "cortex-a15"),
+        "arm-linux-gnueabihf",
         "pci",
         "ttyAMA0",
     ),
@@ -139,9 +146,8 @@ def root(arch: str) -> Path:
     archive = home / "root.cpio"
     with lock(home / "lock"), tempfile.TemporaryDirectory(dir=home) as scratch:
         if not archive.exists():
-            apt = Apt(SUITES, arch)
             say(f"fetching Python for {arch}")
-            apt.update()
+            apt = up_to_date(SUITES, arch, say)
             tree = Path(scratch, "root")
             for deb in apt.closure(PACKAGES):
                 run("dpkg-deb", "--extract", deb, tree)
@@ -153,6 +159,21 @@ def root(arch: str) -> Path:
             new.write_bytes(pack(tree))
             new.rename(archive)
     return archive
+
+
+def headers(arch: str) -> Path:
+    """Debian's header files of Python for an architecture."""
+    home = CACHE / "machines" / arch / "headers"
+
+    def make(directory: Path) -> None:
+        apt = up_to_date(SUITES, arch, say)
+        version, _ = apt.show([HEADERS])[HEADERS]
+        for deb in apt.download({HEADERS: version}, directory):
+            run("dpkg-deb", "--extract", deb, directory)
+            deb.unlink()
+
+    make_once(home, make)
+    return home / "usr" / "include"
 
 
 def write_commands(directory: Path) -> None:
@@ -226,7 +247,8 @@ def compiled(arch: str) -> Path:
         say(f"compiling pykcm for {arch}")
         command = [sys.executable, "-m", "ziglang", "cc", "-target", MACHINES[arch].target]
         command += ["-O2", "-shared", "-fPIC", "-DPy_LIMITED_API=0x030A0000", "-D_GNU_SOURCE"]
-        command += ["-I", sysconfig.get_path("include"), "-I", str(package)]
+        include = headers(arch)
+        command += [f"-I{include}", f"-I{next(include.glob('python3.*'))}", f"-I{package}"]
         for part, source in zip(PARTS, (generated, package / "_fastpath.c"), strict=True):
             own = ["-o", str(new / part), str(source), str(package / "_delineate.c")]
             subprocess.run([*command, *own], check=True)

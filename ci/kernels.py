@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci import apt, output
-from ci.apt import Apt, BeingReplacedError, make_once, release, run
+from ci.apt import Apt, make_once, release, run, up_to_date
 
 ROOT = apt.ROOT
 CACHE = apt.CACHE
@@ -36,14 +36,12 @@ UML_PACKAGE = "user-mode-linux"
 UML_SUITES = ("bullseye",)
 SUITES = ("bookworm", "bookworm-security", "bookworm-backports", "trixie-backports", "sid")
 
-# Those of them that change seldom, and have 6.1 and 6.12, begin so.
-RELEASED = "bookworm"
-
 # Architectures that ci/foreign.py can emulate, by Debian's names.
-FOREIGN = ("arm64", "s390x")
+FOREIGN = ("arm64", "armhf", "s390x")
 NAME = re.compile(rf"(\d+\.\d+(?:-rt)?)(?:-({'|'.join(FOREIGN)}))?")
 # The cloud images have no 9p, so a guest could not have the host's files as its root.
-IMAGE = r"linux-image-(\d+\.\d+)\.[^-]+(?:-\d+)?(-rt)?-{arch}"
+IMAGE = r"linux-image-(\d+\.\d+)\.[^-]+(?:-\d+)?(-rt)?-{flavour}"
+FLAVOURS = {"armhf": "armmp"}  # where it is not called as the architecture is
 
 
 @dataclass(frozen=True)
@@ -101,18 +99,8 @@ class Archive:
     def apt(self, suites: tuple[str, ...]) -> Apt:
         """apt for some suites, its lists up to date."""
         if suites not in self._apts:
-            apt = Apt(suites, self.arch)
             say(f"asking the Debian archive what there is in {', '.join(suites)}")
-            try:
-                apt.update()
-            except BeingReplacedError as error:
-                released = tuple(suite for suite in suites if suite.startswith(RELEASED))
-                if not released or released == suites:
-                    raise
-                say(f"{error}; looking in {', '.join(released)} alone")
-                apt = Apt(released, self.arch)
-                apt.update()
-            self._apts[suites] = apt
+            self._apts[suites] = up_to_date(suites, self.arch, say)
         return self._apts[suites]
 
     def series(self) -> dict[str, str]:
@@ -123,7 +111,8 @@ class Archive:
         """
         if not self._found:
             apt = self.apt(self._suites)
-            pattern = re.compile(IMAGE.format(arch=self.arch))
+            flavour = FLAVOURS.get(self.arch, self.arch)
+            pattern = re.compile(IMAGE.format(flavour=flavour))
             names = apt.names("linux-")
             images = [name for name in names if pattern.fullmatch(name)]
             newest: dict[str, tuple[str, str]] = {}
