@@ -434,6 +434,11 @@ RECEIVE = (
 
 SEND = (
     _CLOSED,
+    Row(
+        errno.EMSGSIZE,
+        KCMOSError,
+        "one send takes 2,147,479,552 bytes at most: the kernel would end the message there",
+    ),
     Row(None, KCMOSError, "the message was not sent ({reason})"),
 )
 

@@ -28,6 +28,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -332,7 +333,9 @@ typedef struct {
 	int batched; /* messages are held back by MSG_BATCH */
 	unsigned long withheld; /* how often sends that hold messages back have begun and ended */
 	int shared;  /* another object or process may use the same socket */
-	PyThread_type_lock sending; /* SOCK_SEQPACKET: nobody may send between the parts of a message */
+	/* Nobody may send between the parts of a SOCK_SEQPACKET message; nor may a batch, or what hands
+	 * over what is held back, come between a look at `open` and a send with MSG_MORE. */
+	PyThread_type_lock sending;
 	Py_ssize_t sent_many; /* messages that the last send_many queued */
 
 	/* of a Port that is watched: its owner looks after transports */
@@ -445,7 +448,7 @@ static PyObject *port_message(Port *port, struct batch *batch, int i)
 	PyObject *item = batch->objects[i], *joined;
 
 	if (item)
-		batch->objects[i] = NULL;
+		Py_INCREF(item);
 	else
 		item = PyBytes_FromStringAndSize(batch->memory + i * batch->room,
 						 batch_length(batch, i));
@@ -459,6 +462,8 @@ static PyObject *port_message(Port *port, struct batch *batch, int i)
 		Py_DECREF(item);
 		item = joined;
 	}
+	if (item) /* else the next call takes it from there again */
+		Py_CLEAR(batch->objects[i]);
 	return item;
 }
 
@@ -793,17 +798,9 @@ static int port_flags(Port *port, int flags)
 	return port->shared ? flags & ~MSG_BATCH : flags;
 }
 
-static void port_lock(Port *port)
+/* Raise what went wrong, if anything did.  Returns done. */
+static int done_or_error(int done, struct failure *failure)
 {
-	if (port->sending)
-		take(port->sending);
-}
-
-/* Free the lock, and raise what went wrong.  Returns done. */
-static int port_unlock(Port *port, int done, struct failure *failure)
-{
-	if (port->sending)
-		PyThread_release_lock(port->sending);
 	if (done < 0)
 		raise_error(failure->operation, failure->number);
 	return done;
@@ -911,11 +908,14 @@ static int port_send_batch_locked(Port *port, PyObject *list, PyObject *ends, Py
 	struct iovec vectors[BATCH];
 	Py_ssize_t left = PyList_Size(list) - *at;
 	unsigned long before;
-	int count = left < BATCH ? (int)left : BATCH, number, sent, fd = port->fd;
+	int count = left < BATCH ? (int)left : BATCH, number, sent, fd;
 	int done = port_finish(port, failure);
 
 	if (done <= 0)
 		return done;
+	if (port->open) /* another thread or task has begun a message meanwhile */
+		return fail(failure, "open", EBUSY);
+	fd = port->fd; /* now, since others ran while the rest was sent */
 	if (fd < 0)
 		return fail(failure, "send", EBADF);
 	flags = port_flags(port, flags);
@@ -929,7 +929,8 @@ static int port_send_batch_locked(Port *port, PyObject *list, PyObject *ends, Py
 	}
 	before = ++port->withheld;
 	Py_BEGIN_ALLOW_THREADS
-	sent = sendmmsg(fd, headers, count, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
+	/* musl's sendmmsg calls sendmsg for each, and goes on after one that was taken in part. */
+	sent = (int)syscall(SYS_sendmmsg, fd, headers, count, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
 	number = errno;
 	Py_END_ALLOW_THREADS
 	if (sent < 0)
@@ -947,18 +948,25 @@ static int port_send_batch_locked(Port *port, PyObject *list, PyObject *ends, Py
 static int port_send(Port *port, PyObject *message, int flags)
 {
 	struct failure failure = { 0 };
+	int done, locked = port->seqpacket || flags & MSG_MORE;
 
-	port_lock(port);
-	return port_unlock(port, port_send_locked(port, message, flags, &failure), &failure);
+	if (locked)
+		take(port->sending);
+	done = port_send_locked(port, message, flags, &failure);
+	if (locked)
+		PyThread_release_lock(port->sending);
+	return done_or_error(done, &failure);
 }
 
 static int port_send_batch(Port *port, PyObject *list, PyObject *ends, Py_ssize_t *at, int flags)
 {
 	struct failure failure = { 0 };
+	int done;
 
-	port_lock(port);
-	return port_unlock(port, port_send_batch_locked(port, list, ends, at, flags, &failure),
-			   &failure);
+	take(port->sending);
+	done = port_send_batch_locked(port, list, ends, at, flags, &failure);
+	PyThread_release_lock(port->sending);
+	return done_or_error(done, &failure);
 }
 
 /* ---- A call, whichever way it waits ---- */
@@ -1029,6 +1037,22 @@ static void owner_raises(PyObject *owner, const char *method, PyObject *argument
 			 PyObject_CallMethod(owner, method, NULL));
 }
 
+/* After other code has run, which may have forked: a child goes on with nothing of its parent's.
+ * Returns -1 with an exception where it may not go on. */
+static int still_ours(struct call *call)
+{
+	port_inherit(call->port);
+	if (call->port->generation == generation)
+		return 0;
+	owner_raises(call->owner, "_not_after_fork", NULL);
+	return -1;
+}
+
+static int check_signals(struct call *call)
+{
+	return PyErr_CheckSignals() < 0 ? -1 : still_ours(call);
+}
+
 /* Have a watched Port's owner look after its transports now and then.  -1 with an exception. */
 static int look_now_and_then(struct call *call)
 {
@@ -1036,11 +1060,8 @@ static int look_now_and_then(struct call *call)
 	struct pollfd watch = { port->watch, POLLIN, 0 };
 	double time;
 
-	port_inherit(port);
-	if (port->generation != generation) {
-		owner_raises(call->owner, "_not_after_fork", NULL);
+	if (still_ours(call) < 0)
 		return -1;
-	}
 	if (!port->watched)
 		return 0;
 	time = about_now();
@@ -1048,7 +1069,9 @@ static int look_now_and_then(struct call *call)
 		return 0;
 	port->patience = PATIENCE_MESSAGES;
 	port->look_at = time + PATIENCE_SECONDS;
-	return poll(&watch, 1, 0) > 0 ? owner_does(call->owner, "_look") : 0;
+	if (!poll(&watch, 1, 0))
+		return 0;
+	return owner_does(call->owner, "_look") < 0 ? -1 : still_ours(call);
 }
 
 /* What the owner's method makes of a message; without one it only checks its arguments. */
@@ -1147,18 +1170,19 @@ static int peek(struct call *call, PyObject **result)
 {
 	Port *port = call->port;
 	int count = 1, number, fd = port->fd;
-	struct batch *batch = batch_new(call->room, &count);
+	size_t room = call->room > port->room ? call->room : port->room; /* more since it began */
+	struct batch *batch = batch_new(room, &count);
 	PyObject *message = NULL;
 	ssize_t length;
 
 	if (!batch)
 		return -1;
 	Py_BEGIN_ALLOW_THREADS
-	length = recv(fd, batch->memory, call->room, MSG_DONTWAIT | MSG_PEEK);
+	length = recv(fd, batch->memory, room, MSG_DONTWAIT | MSG_PEEK);
 	number = errno;
 	Py_END_ALLOW_THREADS
 	if (length >= 0)
-		message = length < (ssize_t)call->room ?
+		message = (size_t)length < room ?
 				  PyBytes_FromStringAndSize(batch->memory, length) :
 				  PyByteArray_FromStringAndSize(batch->memory, length);
 	batch_spare(batch);
@@ -1252,7 +1276,7 @@ static int receive_once(struct call *call, PyObject **result)
 		if (received <= 0)
 			return received;
 		/* A signal's handler runs while the message is here, not when it is in nobody's hands. */
-		if (PyErr_CheckSignals() < 0)
+		if (check_signals(call) < 0)
 			return -1;
 		if (port->pending && !port->holding && (*result = take_fetched(call)))
 			return 1;
@@ -1260,7 +1284,7 @@ static int receive_once(struct call *call, PyObject **result)
 			return -1;
 		if (!port->inbox.count)
 			return 0; /* a part of a message */
-	} else if (PyErr_CheckSignals() < 0) {
+	} else if (check_signals(call) < 0) {
 		return -1;
 	}
 	if (let_clones_go(call) < 0)
@@ -1365,7 +1389,7 @@ static int wait_to_receive(struct call *call, double deadline)
 				 { port->told, POLLIN, 0 } };
 	int only_events = call->kind == EVENT, first = !port->watched;
 	double left = deadline - now();
-	int ready;
+	int ready, number;
 
 	if (PyErr_CheckSignals() < 0)
 		return -1;
@@ -1374,15 +1398,20 @@ static int wait_to_receive(struct call *call, double deadline)
 	Py_BEGIN_ALLOW_THREADS
 	ready = poll(fds + first, only_events ? 1 : 3 - first,
 		     left < 0 ? 0 : left > LONGEST_POLL ? LONGEST_POLL * 1000 : (int)ceil(left * 1e3));
+	number = errno;
 	Py_END_ALLOW_THREADS
 	port->waiting--;
 	if (port->fd < 0) {
 		raise_error("receive", EBADF);
 		return -1;
 	}
-	if (ready < 0)
-		return PyErr_CheckSignals() < 0 ? -1 : 1;
-	if (!only_events && (ready == 0 || (port->watched && fds[0].revents)) &&
+	if (ready < 0 && number != EINTR) {
+		raise_error("receive", number);
+		return -1;
+	}
+	if (ready < 0 && PyErr_CheckSignals() < 0)
+		return -1;
+	if (!only_events && ready >= 0 && (ready == 0 || (port->watched && fds[0].revents)) &&
 	    owner_does(call->owner, ready ? "_look" : "_idle") < 0)
 		return -1;
 	/* It is tried once more in any case; what is always readable must not keep it from its end. */
@@ -1414,6 +1443,9 @@ static double seconds_of(PyObject *timeout)
 	seconds = PyFloat_AsDouble(timeout);
 	if (seconds >= 0)
 		return seconds;
+	if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError) &&
+	    !PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_OverflowError))
+		return -1;
 	PyErr_Clear();
 	raise(PyObject_CallFunction(make_argument_error, "sO", "timeout", timeout));
 	return -1;
@@ -1658,6 +1690,7 @@ static int operation_traverse(Operation *self, visitproc visit, void *arg)
 {
 	Py_VISIT(Py_TYPE(self));
 	Py_VISIT(self->call.owner);
+	Py_VISIT(self->call.port);
 	Py_VISIT(self->call.waiter);
 	Py_VISIT(self->call.args);
 	Py_VISIT(self->call.kwargs);
@@ -1828,7 +1861,7 @@ static int begin_recv(struct call *call, PyObject *owner, PyObject *bufsize, PyO
 	    begin(call, RECV, owner, flags) < 0)
 		return -1;
 	if ((size_t)size >= call->room)
-		call->room = (size_t)(size < INT_MAX ? size : INT_MAX) + 1;
+		call->room = (size_t)(size < INT_MAX ? size : INT_MAX - 1) + 1;
 	return 0;
 }
 
@@ -1842,11 +1875,22 @@ static int begin_recv_many(struct call *call, PyObject *owner, PyObject *limit, 
 	return 0;
 }
 
+/* The most bytes that the kernel takes at once (MAX_RW_COUNT, include/linux/fs.h): it would end the
+ * message there. */
+#define LONGEST_MESSAGE 0x7ffff000
+
 /* The object itself if it is bytes, else bytes made of it; a new reference. */
 static PyObject *bytes_of(PyObject *data)
 {
-	return PyBytes_CheckExact(data) ? Py_NewRef(data) :
-				     PyObject_CallFunctionObjArgs(make_bytes, data, NULL);
+	PyObject *bytes = PyBytes_CheckExact(data) ?
+				  Py_NewRef(data) :
+				  PyObject_CallFunctionObjArgs(make_bytes, data, NULL);
+
+	if (bytes && PyBytes_Size(bytes) > LONGEST_MESSAGE) {
+		Py_CLEAR(bytes);
+		raise_error("send", EMSGSIZE);
+	}
+	return bytes;
 }
 
 static int begin_send(struct call *call, PyObject *owner, PyObject *data, PyObject *flags)
@@ -1870,11 +1914,9 @@ static int begin_send_many(struct call *call, PyObject *owner, PyObject *message
 	for (Py_ssize_t i = 0; i < PyList_Size(list); i++) {
 		PyObject *data = PyList_GetItem(list, i);
 
-		if (!PyBytes_CheckExact(data)) {
-			data = bytes_of(data);
-			if (!data || PyList_SetItem(list, i, data) < 0)
-				return -1;
-		}
+		data = bytes_of(data);
+		if (!data || PyList_SetItem(list, i, data) < 0)
+			return -1;
 		if (!PyBytes_Size(data)) {
 			raise_error("empty", EINVAL);
 			return -1;
@@ -1912,6 +1954,9 @@ static PyObject *finish_later(struct call *call, int begun)
 	return operate(call);
 }
 
+/* An argument; what stands for it where it is left out, or is the `...` that signatures show. */
+#define GIVEN(value, otherwise) ((value) && (value) != Py_Ellipsis ? (value) : (otherwise))
+
 #define CALL_METHODS(name, default_timeout) \
 	static PyObject *name##_recv_many(FAST) \
 	{ \
@@ -1922,7 +1967,7 @@ static PyObject *finish_later(struct call *call, int begun)
 		if (parse(owner, given, count, names, known, 2, 0, values) < 0) \
 			return NULL; \
 		return finish(&call, begin_recv_many(&call, owner, values[0], values[1]), \
-			      values[2] ? values[2] : default_timeout); \
+			      GIVEN(values[2], default_timeout)); \
 	} \
 	static PyObject *name##_send(FAST) \
 	{ \
@@ -1933,7 +1978,7 @@ static PyObject *finish_later(struct call *call, int begun)
 		if (parse(owner, given, count, names, known, 2, 1, values) < 0) \
 			return NULL; \
 		return finish(&call, begin_send(&call, owner, values[0], values[1]), \
-			      values[2] ? values[2] : default_timeout); \
+			      GIVEN(values[2], default_timeout)); \
 	} \
 	static PyObject *name##_send_many(FAST) \
 	{ \
@@ -1944,7 +1989,7 @@ static PyObject *finish_later(struct call *call, int begun)
 		if (parse(owner, given, count, names, known, 2, 1, values) < 0) \
 			return NULL; \
 		return finish(&call, begin_send_many(&call, owner, values[0], values[1]), \
-			      values[2] ? values[2] : default_timeout); \
+			      GIVEN(values[2], default_timeout)); \
 	}
 
 CALL_METHODS(socket, NULL)
@@ -1958,7 +2003,7 @@ static PyObject *socket_recv(FAST)
 
 	if (parse(owner, given, count, names, known, 2, 0, values) < 0)
 		return NULL;
-	return finish(&call, begin_recv(&call, owner, values[0], values[1]), values[2]);
+	return finish(&call, begin_recv(&call, owner, values[0], values[1]), GIVEN(values[2], NULL));
 }
 
 static PyObject *multiplexor_recv(FAST)
@@ -1969,7 +2014,7 @@ static PyObject *multiplexor_recv(FAST)
 
 	if (parse(owner, given, count, names, known, 0, 0, values) < 0)
 		return NULL;
-	return finish(&call, begin_recv(&call, owner, NULL, NULL), values[0] ? values[0] : Py_None);
+	return finish(&call, begin_recv(&call, owner, NULL, NULL), GIVEN(values[0], Py_None));
 }
 
 static PyObject *both_arecv(FAST)
@@ -2010,7 +2055,7 @@ static PyObject *multiplexor_wait_disconnection(FAST)
 
 	if (parse(owner, given, count, names, known, 1, 0, values) < 0)
 		return NULL;
-	return finish(&call, begin(&call, EVENT, owner, NULL), values[0] ? values[0] : Py_None);
+	return finish(&call, begin(&call, EVENT, owner, NULL), GIVEN(values[0], Py_None));
 }
 
 static PyObject *multiplexor_await_disconnection(FAST)
@@ -2178,17 +2223,33 @@ static PyObject *port_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	self->forks = forks;
 	self->watch = self->told = -1;
 	if (!(self->receiving = PyThread_allocate_lock()) ||
-	    (seqpacket && !(self->sending = PyThread_allocate_lock()))) {
+	    !(self->sending = PyThread_allocate_lock())) {
 		Py_DECREF(self);
 		return PyErr_NoMemory();
 	}
 	return (PyObject *)self;
 }
 
+/* Reports hold the caller's sockets; all else is bytes. */
+static int port_traverse(Port *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	for (size_t i = 0; i < self->events.count; i++)
+		Py_VISIT(queue_at(&self->events, i));
+	return 0;
+}
+
+static int port_clear(Port *self)
+{
+	queue_clear(&self->events);
+	return 0;
+}
+
 static void port_dealloc(Port *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
 
+	PyObject_GC_UnTrack(self);
 	queue_clear(&self->inbox);
 	PyMem_Free(self->inbox.items);
 	queue_clear(&self->events);
@@ -2203,7 +2264,7 @@ static void port_dealloc(Port *self)
 		PyThread_free_lock(self->receiving);
 	if (self->sending)
 		PyThread_free_lock(self->sending);
-	PyObject_Free(self);
+	PyObject_GC_Del(self);
 	Py_DECREF(type);
 }
 
@@ -2315,7 +2376,7 @@ static PyObject *port_push(Port *self, PyObject *unused)
 	int done;
 
 	port_inherit(self);
-	port_lock(self);
+	take(self->sending);
 	done = port_finish(self, &failure);
 	before = self->withheld;
 	if (done > 0 && self->batched && !self->open && !self->shared) {
@@ -2324,7 +2385,8 @@ static PyObject *port_push(Port *self, PyObject *unused)
 		else
 			port_note_batched(self, 0, before); /* pushed also where it is full */
 	}
-	return port_unlock(self, done, &failure) < 0 ? NULL : Py_NewRef(Py_None);
+	PyThread_release_lock(self->sending);
+	return done_or_error(done, &failure) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *port_held(Port *self, void *unused)
@@ -2443,6 +2505,8 @@ static PyType_Slot port_slots[] = {
 	{ Py_tp_doc, "One KCM descriptor, and what was received from it and is being sent on it." },
 	{ Py_tp_new, port_new },
 	{ Py_tp_dealloc, port_dealloc },
+	{ Py_tp_traverse, port_traverse },
+	{ Py_tp_clear, port_clear },
 	{ Py_tp_methods, port_methods },
 	{ Py_tp_getset, port_getset },
 	{ Py_tp_members, port_members },
@@ -2452,7 +2516,7 @@ static PyType_Slot port_slots[] = {
 };
 
 static PyType_Spec port_spec = {
-	"pykcm._fastpath.Port", sizeof(Port), 0, Py_TPFLAGS_DEFAULT, port_slots,
+	"pykcm._fastpath.Port", sizeof(Port), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, port_slots,
 };
 
 /* ---- The module ---- */
@@ -2477,42 +2541,52 @@ static PyMethodDef module_methods[] = {
 	{ NULL, NULL, 0, NULL },
 };
 
+/* Add a type; it is made once, since a Port knows its own. */
+static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject **type)
+{
+	if (!*type)
+		*type = (PyTypeObject *)PyType_FromSpec(spec);
+	return *type ? PyModule_AddObjectRef(module, name, (PyObject *)*type) : -1;
+}
+
+static int execute(PyObject *module)
+{
+	static PyTypeObject *socket_type, *multiplexor_type;
+	static int counts;
+
+	/* What setup() sets is of one interpreter; others use the calls in Python. */
+	if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
+		PyErr_SetString(PyExc_ImportError, "pykcm._fastpath is for the main interpreter");
+		return -1;
+	}
+	if (add_type(module, "Port", &port_spec, &port_type) < 0 ||
+	    add_type(module, "Operation", &operation_spec, &operation_type) < 0 ||
+	    add_type(module, "SocketCalls", &socket_spec, &socket_type) < 0 ||
+	    add_type(module, "MultiplexorCalls", &multiplexor_spec, &multiplexor_type) < 0)
+		return -1;
+	if (!(port_name = PyUnicode_InternFromString("_port")) ||
+	    !(value_name = PyUnicode_InternFromString("value")))
+		return -1;
+	if (!counts && pthread_atfork(count_fork, NULL, count_generation)) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	counts = 1;
+	return 0;
+}
+
 /* It does not say Py_MOD_GIL_NOT_USED, and must not: the spare batches, and a Port between two calls
  * on it, are guarded by the GIL alone.  A free-threaded Python turns it on at the import, and warns. */
-static PyModuleDef module_definition = {
-	PyModuleDef_HEAD_INIT, "pykcm._fastpath", NULL, -1, module_methods, NULL, NULL, NULL, NULL,
+static PyModuleDef_Slot module_slots[] = {
+	{ Py_mod_exec, execute },
+	{ 0, NULL },
 };
 
-static PyTypeObject *add_type(PyObject *module, const char *name, PyType_Spec *spec)
-{
-	PyObject *type = PyType_FromSpec(spec);
-
-	if (type && PyModule_AddObjectRef(module, name, type) < 0)
-		Py_CLEAR(type);
-	return (PyTypeObject *)type;
-}
+static PyModuleDef module_definition = {
+	PyModuleDef_HEAD_INIT, "pykcm._fastpath", NULL, 0, module_methods, module_slots, NULL, NULL, NULL,
+};
 
 PyMODINIT_FUNC PyInit__fastpath(void)
 {
-	PyObject *module = PyModule_Create(&module_definition);
-
-	if (!module)
-		return NULL;
-	if (!(port_type = add_type(module, "Port", &port_spec)) ||
-	    !(operation_type = add_type(module, "Operation", &operation_spec)) ||
-	    !add_type(module, "SocketCalls", &socket_spec) ||
-	    !add_type(module, "MultiplexorCalls", &multiplexor_spec)) {
-		Py_DECREF(module);
-		return NULL;
-	}
-	if (!(port_name = PyUnicode_InternFromString("_port")) ||
-	    !(value_name = PyUnicode_InternFromString("value"))) {
-		Py_DECREF(module);
-		return NULL;
-	}
-	if (pthread_atfork(count_fork, NULL, count_generation)) {
-		Py_DECREF(module);
-		return PyErr_NoMemory();
-	}
-	return module;
+	return PyModuleDef_Init(&module_definition);
 }

@@ -39,7 +39,7 @@ _ARGUMENTS = {
 
 
 def _make_error(operation: str, number: int) -> OSError:
-    if number == errno.EAGAIN:
+    if number == errno.EAGAIN and operation != "continue":
         return BlockingIOError(number, os.strerror(number))
     tables = {
         "receive": _explain.RECEIVE,
@@ -238,9 +238,11 @@ class Messages:
     def _push(self) -> int:
         """Hand over what is held back; how many bytes are left."""
         port = self._port
+        if port.bound and port.inherited:
+            raise self._not_after_fork()
+        port.push()  # which forgets what a parent had begun
         if port.open:
             raise _make_error("open", errno.EBUSY)
-        port.push()
         left = self.unsent
         if left and port.batched and port.shared:
             raise _make_error("held", errno.EBUSY)

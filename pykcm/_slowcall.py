@@ -32,7 +32,7 @@ class Call:
 
     def __init__(self, owner: Any, kind: str, flags: int = 0, **more: Any) -> None:
         self.owner, self.kind, self.flags = owner, kind, operator.index(flags)
-        if abs(self.flags) > LARGEST_INT:
+        if not ~LARGEST_INT <= self.flags <= LARGEST_INT:
             raise make["argument"]("flags", flags)
         self.port: Port = owner._port
         self.at = 0
@@ -57,6 +57,7 @@ class Call:
                 port.look_at = time.monotonic() + _PATIENCE_SECONDS
                 if _kernel.is_readable(port.watch):
                     self.owner._look()
+                    port.inherit()  # should other code have forked
 
     def refuse_if_over(self) -> None:
         port = self.port
@@ -133,7 +134,7 @@ class Call:
             # All but the last are held back, as sendmmsg(2) does.
             held = 0 if self.at == last else _MSG_BATCH
             try:
-                if not port.send(self.data[self.at], self.flags | held):
+                if not port.send(self.data[self.at], self.flags | held, goes_on=False):
                     return None
             except OSError:
                 if not self.at:

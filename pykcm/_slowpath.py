@@ -18,6 +18,7 @@ from pykcm._slowport import Port, make, setup
 __all__ = ["MultiplexorCalls", "Port", "SocketCalls", "setup"]
 
 _MORE = 0x8000
+_LONGEST = 0x7FFFF000
 _JOINED, _WORTH_JOINING = 1 << 16, 4096
 
 
@@ -40,7 +41,10 @@ def _many(owner: Any, limit: int, flags: int = 0) -> Call:
 
 
 def _bytes(data: Any) -> bytes:
-    return data if type(data) is bytes else make["bytes"](data)
+    message: bytes = data if type(data) is bytes else make["bytes"](data)
+    if len(message) > _LONGEST:
+        raise make["error"]("send", errno.EMSGSIZE)
+    return message
 
 
 def _sends(owner: Any, messages: Iterable[Any], flags: int) -> Call:
@@ -124,7 +128,7 @@ class SocketCalls(_Calls):
     """The calls of a KCMSocket."""
 
     def recv(self, bufsize: int | None = None, flags: int = 0, *, timeout: Any = OWN) -> Any:
-        return _one(self, bufsize, flags).drive(timeout)
+        return _one(self, bufsize, flags).drive(self._default if timeout is ... else timeout)
 
     recv_into = _through("recv_into", 2)
     recvfrom = _through("recvfrom", 1)
@@ -139,10 +143,10 @@ class MultiplexorCalls(_Calls):
     _default = None
 
     def recv(self, *, timeout: Any = None) -> Any:
-        return _one(self).drive(timeout)
+        return _one(self).drive(None if timeout is ... else timeout)
 
     def wait_disconnection(self, timeout: Any = None) -> Any:
-        return Call(self, "event").drive(timeout)
+        return Call(self, "event").drive(None if timeout is ... else timeout)
 
     def await_disconnection(self) -> Any:
         return Operation(Call(self, "event"))

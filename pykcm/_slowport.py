@@ -239,6 +239,7 @@ class Port:
 
     def peek(self, room: int) -> bytes | None:
         """The next message, which stays where it is; None if there is none."""
+        room = max(room, self.room)  # which may have become more while the call waited
         memory = bytearray(room)
         try:
             length, _ = _kernel.receive_message(self.fd, [memory], _DONTWAIT | _PEEK)
@@ -248,9 +249,15 @@ class Port:
             raise make["error"]("receive", error.errno) from error
         return (bytes if length < room else Cut)(memory[:length])
 
-    def send(self, message: bytes, flags: int) -> bool:
-        """Send one message; whether there was room."""
+    def send(self, message: bytes, flags: int, *, goes_on: bool = True) -> bool:
+        """Send one message; whether there was room.
+
+        Args:
+            goes_on: it may belong to one that was begun with MSG_MORE.
+        """
         with self._sending:
+            if not goes_on and self._finish() and self.open:
+                raise make["error"]("open", errno.EBUSY)
             return self._send(message, flags)
 
     def _send(self, message: bytes, flags: int) -> bool:

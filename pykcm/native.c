@@ -250,7 +250,7 @@ static int pykcm_sendmmsg(int fd, void *const *messages, const size_t *lengths, 
 		headers[i].msg_hdr.msg_iov = &vectors[i];
 		headers[i].msg_hdr.msg_iovlen = 1;
 	}
-	result = sendmmsg(fd, headers, count, flags);
+	result = (int)syscall(SYS_sendmmsg, fd, headers, count, flags); /* musl's is a loop of sendmsg */
 	return result < 0 ? -errno : result;
 }
 
