@@ -55,7 +55,7 @@ class Call:
             if port.patience < 0 or time.monotonic() >= port.look_at:
                 port.patience = _PATIENCE_MESSAGES
                 port.look_at = time.monotonic() + _PATIENCE_SECONDS
-                if _kernel.is_readable(port.watch):
+                if port.watch >= 0 and _kernel.is_readable(port.watch):
                     self.owner._look()
                     port.inherit()  # should other code have forked
 
@@ -160,12 +160,10 @@ class Call:
     def wait_to_receive(self, deadline: float) -> bool:
         port = self.port
         poll = select.poll()
-        if self.kind != "event":
-            poll.register(port.fd, select.POLLIN)
-        if port.watched:
-            poll.register(port.watch, select.POLLIN)
-        if self.kind != "event" and port.told >= 0:
-            poll.register(port.told, select.POLLIN)
+        others = (port.fd, port.told) if self.kind != "event" else ()
+        for fd in (port.watch if port.watched else -1, *others):
+            if fd >= 0:  # else another thread has closed it, or it was never made
+                poll.register(fd, select.POLLIN)
         port.waiting += 1
         try:
             port.tell()

@@ -1,8 +1,10 @@
 """What _fastpath.c does, in Python: for PyPy, and where its C can't be compiled.
 
-The names and the order of things are _fastpath.c's, which says why.  Two things are less here: it
-is slower, and an exception that strikes between a message's leaving the Port and its reaching the
-caller takes the message along, since there are lines of Python between.
+The names and the order of things are _fastpath.c's, which says why.  Two things are less here.  It
+is slower.  And between a system call and what it has done being written down there are lines of
+Python: an exception that strikes there, as a signal's handler's does, takes along what was just
+received, up to 64 messages; `sent_many` may be one too low, and the rest of a message that the
+kernel took in part may be lost.  Receive with no such handlers where that matters.
 """
 
 from __future__ import annotations

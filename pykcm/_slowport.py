@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import mmap
 import os
 import socket as _socket
 from _thread import RLock
@@ -59,6 +60,7 @@ class Port:
         self._receiving = RLock()  # others would overtake what is on its way to the inbox
         self.inbox: collections.deque[bytes] = collections.deque()
         self.events: collections.deque[Any] = collections.deque(maxlen=_MOST_EVENTS)
+        self._memory: mmap.mmap | None = None
         self._part = b""
         self._rest: memoryview = memoryview(b"")
         self._rest_flags = 0
@@ -184,7 +186,7 @@ class Port:
         if self.rule is not None:  # not many more than are asked for
             count //= self._each
         count = max(1, min(count, _BATCH, (64 << 20) // room))
-        memory = bytearray(room * count)
+        memory = self._room_for(room * count)
         self.begun = begun = self.begun + 1
         try:
             received = _kernel.receive_many(self.fd, memory, room, count, _DONTWAIT)
@@ -209,6 +211,14 @@ class Port:
             else:
                 self.inbox.append(message if parts or length < room else Cut(message))
         return True
+
+    def _room_for(self, size: int) -> mmap.mmap:
+        """Memory of which only what is written to is used, unlike a bytearray's; made once."""
+        if self._memory is None or len(self._memory) < size:
+            self._memory = mmap.mmap(-1, size)
+            with contextlib.suppress(AttributeError, OSError):
+                self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        return self._memory
 
     def _write(self, data: bytes | memoryview, flags: int) -> int | None:
         """One send; the bytes that the kernel took, None if it has no room."""

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def test_no_archive_is_a_line(flavour: building.Flavour, monkeypatch: pytest.Mon
 
 
 def test_test_that_is_not_there_is_refused() -> None:
-    command = [".venv/bin/python", "-m", "ci.debugging", "test_nothing"]
+    command = [sys.executable, "-m", "ci.debugging", "test_nothing"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "there is no tests/kernel/test_nothing.py" in result.stderr

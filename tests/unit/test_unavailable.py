@@ -97,6 +97,20 @@ print(interpreters.run_string(interpreters.create(), inner))
     assert "install" not in result.stdout
 
 
+def test_the_calls_in_python_alone() -> None:
+    """What PyPy has, in tests of all that lies above them."""
+    tests = [f"tests/unit/test_{name}.py" for name in ("draining", "exchange")]
+    script = f"""
+import sys, pytest
+sys.modules["pykcm._fastpath"] = None
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *{tests}]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+
+
 def test_the_compiled_part_does_not_claim_to_do_without_the_gil() -> None:
     """It would be believed, and receiving relies on the GIL."""
     code = (ROOT / "pykcm" / "_fastpath.c").read_text(encoding="utf-8")
