@@ -42,7 +42,9 @@ class Transport:
         error: an `int[1]`: what the kernel had posted on it; asking clears it.
         options: what was set on it before.
         peer: the peer's address when it was attached.
-        target: bytes that have to be parsed before it can be taken off; None for all.
+        ended: whether it was seen to have ended; it is not watched any more then.
+        target: bytes that have to be parsed before it can be unattached, which is asked for; None
+            if it is not.
         left: bytes that TCP had and KCM had not taken, when last looked at.
         cut: as `Disconnection` has it.
         mark: how many messages had been received, and how many receives begun, when all of its
@@ -70,6 +72,7 @@ class Transport:
         self.target: int | None = None
         self.left = -1
         self.cut = 0
+        self.ended = False
         self.mark: tuple[int, int] | None = None
         self.unmoved = self.looked = 0.0
         self.stalls = 0
@@ -114,7 +117,8 @@ class Transports:
 
     Attributes:
         watch: an epoll; readable when one has ended, or has to be looked at again.
-        draining: those that have ended or are to be unattached, by our descriptor.
+        draining: those that have ended or are to be unattached, by our descriptor.  While there
+            are any, the timer is set; where it expires and there are none, the next look stops it.
         last: what was reported last.
         lock: held while they change.
         closed: whether they are looked after no more.
@@ -200,6 +204,7 @@ class Transports:
         with self.lock:
             if self.closed:
                 return
+            self._let_stay()
             self._notice()
             if not self.draining:
                 return
@@ -226,11 +231,13 @@ class Transports:
                 self.watch.modify(fd, _kernel.EPOLLRDHUP | select.EPOLLET)
         for fd, events in self.watch.poll(0):
             transport = self._by_fd.get(fd)
-            if transport is None:
+            if transport is None:  # the timer
+                if not self.draining:
+                    self._timer.set_timer(0)
                 continue
             ended = events & (_kernel.EPOLLRDHUP | select.EPOLLHUP)
             if ended or self._has_failed(transport):
-                self.begin_draining(transport)
+                self._drain_ended(transport)
             elif fd not in self._with_error_queue:
                 # What is in a socket's error queue (time stamps, zero-copy notices) looks like an
                 # error, and stays until the caller takes it.  Once only: each change of what is
@@ -252,11 +259,21 @@ class Transports:
             _kernel.get_integer(transport.fd, socket.SOL_SOCKET, socket.SO_ERROR, transport.error)
         return bool(transport.error[0])
 
-    def begin_draining(self, transport: Transport) -> None:
-        """Have a transport be drained; it is not watched any more."""
-        transport.left = -1  # what an unattach that was given up has seen is not true any more
-        self.draining[transport.fd] = transport
+    def _drain_ended(self, transport: Transport) -> None:
+        transport.ended = True
+        self._begin_draining(transport)
         self._unwatch(transport)
+
+    def _begin_draining(self, transport: Transport) -> None:
+        if not self.draining:
+            self._timer.set_timer(_AT_ONCE)
+        self.draining[transport.fd] = transport
+
+    def _let_stay(self) -> None:
+        """Drain those no more that live, and of which an unattach was given up."""
+        for transport in list(self.draining.values()):
+            if transport.target is None and not transport.ended:
+                self.draining.pop(transport.fd, None)
 
     def unattach_steps(
         self, transport: Transport, look: Callable[[], None]
@@ -270,7 +287,7 @@ class Transports:
                 if self._by_fd.get(transport.fd) is not transport:
                     break
                 yield Wait(changed.fileno(), IDLE)  # another call's look may have been told
-                if transport.fd not in self.draining:  # another call has given it up
+                if transport.target is None:  # another call has given it up
                     self._begin_unattaching(transport)
                 look()
         except BaseException as error:
@@ -288,22 +305,23 @@ class Transports:
     def _begin_unattaching(self, transport: Transport) -> None:
         with self.lock:
             if transport.attached[0] and not self.closed:
-                transport.target = _tcp.bytes_received(transport.fd)
-                self.begin_draining(transport)
+                received = _tcp.bytes_received(transport.fd)
+                self._begin_draining(transport)
+                transport.left = -1  # what one that was given up has seen is not true any more
+                transport.target = received
 
     def _go_on_with(self, transport: Transport) -> None:
         """It was to be unattached; if it still is attached, it stays."""
         if self.closed:
             return
-        if not transport.attached[0]:
-            self._timer.set_timer(_AT_ONCE)  # the next look goes on
-        else:
-            transport.target = None
-            with contextlib.suppress(FileExistsError):
-                self.watch.register(transport.fd, _kernel.EPOLLRDHUP)
-            self.draining.pop(transport.fd, None)
+        if transport.attached[0]:
+            transport.left = -1
+            transport.target = None  # with that it stays, whatever comes then
+            self._let_stay()
             if not self.draining:
                 self._timer.set_timer(0)
+        elif self.draining.get(transport.fd) is transport:
+            self._timer.set_timer(_AT_ONCE)  # the next look goes on
 
     def let_clones_go(self) -> None:
         """Give back what the drain's clones hold: a call that has kept some waits no more."""

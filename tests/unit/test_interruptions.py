@@ -173,6 +173,28 @@ def test_attach_and_unattach(world: World) -> None:
         clone.close()
 
 
+def test_an_unattach_that_is_given_up(world: World) -> None:
+    """What goes on was reported as ended, or taken off."""
+
+    def case() -> Case:
+        near, far = world.connections.new()
+        with near, far:
+            world.mux.attach(near)
+            far.send(b"x")
+            passed((yield lambda: world.mux.unattach(near, timeout=0)), TimeoutError)
+            near.recv(1)
+            assert list(world.mux.disconnections()) == []
+            if near in world.mux.transports:  # or it was struck before it was given up
+                far.close()
+                reports = [world.mux.wait_disconnection(timeout=PATIENCE)]
+                assert [(r.tcp, r.reason) for r in reports] == [(near, Reason.PEER_CLOSED)]
+        world.true()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KCMSocket, "recv_disabled", True)
+        strike(case, 300)
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_clone(world: World) -> None:
     def case() -> Case:
