@@ -351,7 +351,7 @@ class Transports:
     def close(self, restore: bool, hand_over: bool) -> None:
         """Let go of all; the kernel has taken them off, or clones go on with them.
 
-        Where other threads may look, the lock is held.
+        What was struck is finished by the next.  Where other threads may look, the lock is held.
 
         Args:
             restore: whether nobody goes on with them, so that they are as they were.
@@ -360,12 +360,12 @@ class Transports:
         self.closed = True
         self._drain.close()
         for transport in self:
-            if restore:
-                transport.options.restore(transport.fd)
+            if restore:  # by a number that is -1 once it is closed, and nobody else's then
+                transport.options.restore(transport.descriptor.fileno())
             if hand_over and transport.hand_over:
                 transport.tcp.close()
             transport.descriptor.close()
-        self._by_fd.clear()
+            self._by_fd.pop(transport.fd, None)
         self._by_tcp.clear()
         if not self.watch.closed:
             closing(self.watch.fileno())

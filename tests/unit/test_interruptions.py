@@ -17,13 +17,14 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import pykcm
-from pykcm import Multiplexor, Reason
+from pykcm import Multiplexor, Reason, _kernel
 from pykcm.socket import KCMSocket
 from tests.strikes import Case, Storm, Strike, descriptors, strike_everywhere
 from tests.unit.stand_in import PATIENCE, World, stand_in
@@ -218,15 +219,73 @@ def test_opening_and_closing(world: World) -> None:
     def closing() -> Case:
         mux = Multiplexor(0)
         mux.attach(near)
+        given, peer = world.connections.new()
+        mux.attach(given, hand_over=True)
         mux.fileno()
         passed((yield mux.close))
         mux.close()
+        assert not mux.transports
+        assert mux._transports.watch.closed
+        assert given.fileno() < 0
+        with peer:
+            peer.settimeout(PATIENCE)
+            assert peer.recv(1) == b""
         world.mux.attach(near)
         world.mux.unattach(near, timeout=PATIENCE)
         world.true()
 
     with near, far:
         strike(closing, 100)
+
+
+def test_a_close_that_was_struck_leaves_others_descriptors_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next close set options on a number that was another's by then."""
+    mux = Multiplexor(0)
+    near, far = world.connections.new()
+    other, peer = world.connections.new()
+    with near, far:
+        mux.attach(near)
+        transport = mux._transports.find(near)
+        assert transport
+        close = _kernel.Descriptor.close
+
+        def struck(descriptor: _kernel.Descriptor) -> None:
+            close(descriptor)
+            if descriptor is transport.descriptor:
+                raise Strike
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_kernel.Descriptor, "close", struck)
+            with pytest.raises(Strike):
+                mux.close()
+        with other, peer:
+            os.dup2(other.fileno(), transport.fd)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            mux.close()
+            os.close(transport.fd)
+            assert other.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE) == 1
+
+
+@pytest.mark.parametrize("struck", [False, True])
+def test_one_that_was_not_closed_where_warnings_are_errors(world: World, struck: bool) -> None:
+    """The warning came before the closing, and left the descriptors open for ever."""
+    gc.collect()  # what others left, whose descriptors would go meanwhile
+    before = descriptors()
+    mux = Multiplexor(0)
+    near, far = world.connections.new()
+    with near, far:
+        mux.attach(near)
+        watch = mux._transports.watch
+        if struck:
+            mux._closed = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            del mux
+            gc.collect()
+        assert watch.closed
+    assert descriptors().keys() <= before.keys()
 
 
 @contextlib.contextmanager
