@@ -25,6 +25,7 @@ import pytest
 
 import pykcm
 from pykcm import Multiplexor, Reason, _kernel
+from pykcm._wait import SendSpace
 from pykcm.socket import KCMSocket
 from tests.strikes import Case, Storm, Strike, descriptors, strike_everywhere
 from tests.unit.stand_in import PATIENCE, World, stand_in
@@ -373,6 +374,45 @@ def test_a_full_descriptor_table(world: World, step: str) -> None:
     far.close()
     if clone:
         clone.close()
+
+
+@pytest.mark.parametrize("by_task", [False, True], ids=["close", "aclose"])
+@pytest.mark.parametrize("multiplexor", [False, True], ids=["KCMSocket", "Multiplexor"])
+def test_what_is_queued_is_not_lost_for_want_of_a_descriptor(
+    world: World, monkeypatch: pytest.MonkeyPatch, multiplexor: bool, by_task: bool
+) -> None:
+    """To close waited for nothing then, and threw it away."""
+    kcm = Multiplexor(0, queue_unattached=True) if multiplexor else KCMSocket()
+    queued = [5000]
+    monkeypatch.setattr(_kernel, "memory", lambda fd: (0,) * 5 + (queued[0],) + (0,) * 3)
+
+    async def close() -> None:
+        with room_for(0):
+            await kcm.aclose(PATIENCE)
+
+    taken = threading.Timer(0.2, lambda: queued.__setitem__(0, 0))
+    taken.start()
+    if by_task:
+        asyncio.run(close())
+    else:
+        with room_for(0):
+            kcm.close(PATIENCE)  # which would warn
+    assert queued == [0]
+    taken.join()
+
+
+def test_waiting_to_send_with_a_full_descriptor_table(world: World) -> None:
+    with contextlib.suppress(TimeoutError):
+        while True:
+            world.mux.send(bytes(1000), timeout=0)
+    with room_for(0), pytest.raises(TimeoutError):
+        world.mux.send(bytes(1000), timeout=0.05)
+    with room_for(0):
+        space = SendSpace(world.wire.fileno())
+        assert space.fileno() < 0
+    with space:
+        space.clear()  # there is room by now
+        assert _kernel.is_readable(space.fileno())
 
 
 def test_closing_twice_when_the_callback_raises(world: World) -> None:
