@@ -415,6 +415,15 @@ def test_waiting_to_send_with_a_full_descriptor_table(world: World) -> None:
         assert _kernel.is_readable(space.fileno())
 
 
+def test_a_request_that_has_to_wait_with_a_full_descriptor_table(world: World) -> None:
+    exchange = pykcm.Exchange(world.mux, (0, 4))
+    with contextlib.suppress(TimeoutError):
+        while True:
+            world.mux.send(bytes(1000), timeout=0)
+    with room_for(0), pytest.raises(TimeoutError):
+        exchange.request(b"1234", timeout=0.05)
+
+
 def test_closing_twice_when_the_callback_raises(world: World) -> None:
     def callback(disconnection: pykcm.Disconnection) -> None:
         raise Strike
