@@ -226,9 +226,12 @@ class Transports:
     def _notice(self) -> None:
         """Note which have ended."""
         interrupted, self._interrupted = self._interrupted, True
-        if interrupted:  # an edge may have been told to nobody
+        if interrupted:  # an edge or an error, which are told once, may have been told to nobody
             for fd in list(self._with_error_queue):
                 self.watch.modify(fd, _kernel.EPOLLRDHUP | select.EPOLLET)
+            for failed in self:
+                if failed.error[0]:
+                    self._drain_ended(failed)
         for fd, events in self.watch.poll(0):
             transport = self._by_fd.get(fd)
             if transport is None:  # the timer
@@ -256,6 +259,7 @@ class Transports:
         if _tcp.has_ended(transport.fd):
             return True
         if not transport.error[0]:
+            self._timer.set_timer(_AT_ONCE)  # for what may be raised then: the error tells no more
             _kernel.get_integer(transport.fd, socket.SOL_SOCKET, socket.SO_ERROR, transport.error)
         return bool(transport.error[0])
 

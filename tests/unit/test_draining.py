@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pykcm import Disconnected, Disconnection, Reason, _draining
+from pykcm import Disconnected, Disconnection, Reason, _draining, _kernel
 from tests.strikes import Strike
 from tests.unit.stand_in import PATIENCE, World, eventually
 
@@ -175,6 +176,41 @@ def test_struck_when_the_last_is_forgotten(
         with pytest.raises(Strike):
             world.mux.recv(timeout=PATIENCE)
     assert [end.tcp for end in world.mux.disconnections()] == [near]
+    world.true()
+
+
+def test_struck_when_an_error_was_asked_for(
+    world: World, second: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking clears it, and nothing told of the end any more."""
+    near, _ = second
+    transports = world.mux._transports
+    transport: Any = transports.find(near)
+    get_integer = _kernel.get_integer
+
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(watch, name)
+
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            return [(transport.fd, select.EPOLLERR)]
+
+    def struck(fd: int, level: int, option: int, *into: Any) -> int:
+        if option == socket.SO_ERROR:
+            into[0][0] = errno.EBADMSG
+            raise Strike
+        return get_integer(fd, level, option, *into)
+
+    watch = transports.watch
+    with monkeypatch.context() as patch:
+        patch.setattr(transports, "watch", Failing())
+        patch.setattr(_kernel, "get_integer", struck)
+        with pytest.raises(Strike):
+            list(world.mux.disconnections())
+    eventually(lambda: _kernel.is_readable(watch.fileno()))
+    eventually(taken_off(world, near))
+    ends = list(world.mux.disconnections())
+    assert [(end.tcp, end.reason) for end in ends] == [(near, Reason.BAD_HEADER)]
     world.true()
 
 
