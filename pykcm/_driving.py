@@ -132,8 +132,9 @@ class Driver:
         """Be woken by room to send while something is to be sent."""
         if self._unsent and not self._space:
             space = SendSpace(self._mux._fd())
-            self._events.register(space.fileno(), select.EPOLLIN)
-            self._space = space
+            if space.fileno() >= 0:  # without, it is tried at each look
+                self._events.register(space.fileno(), select.EPOLLIN)
+                self._space = space
         elif self._space and not self._unsent:
             self._space.close()  # and so is taken out of the epoll
             self._space = None

@@ -42,7 +42,9 @@ class Transport:
         error: an `int[1]`: what the kernel had posted on it; asking clears it.
         options: what was set on it before.
         peer: the peer's address when it was attached.
-        target: bytes that have to be parsed before it can be taken off; None for all.
+        ended: whether it was seen to have ended; it is not watched any more then.
+        target: bytes that have to be parsed before it can be unattached, which is asked for; None
+            if it is not.
         left: bytes that TCP had and KCM had not taken, when last looked at.
         cut: as `Disconnection` has it.
         mark: how many messages had been received, and how many receives begun, when all of its
@@ -70,6 +72,7 @@ class Transport:
         self.target: int | None = None
         self.left = -1
         self.cut = 0
+        self.ended = False
         self.mark: tuple[int, int] | None = None
         self.unmoved = self.looked = 0.0
         self.stalls = 0
@@ -114,7 +117,8 @@ class Transports:
 
     Attributes:
         watch: an epoll; readable when one has ended, or has to be looked at again.
-        draining: those that have ended or are to be unattached, by our descriptor.
+        draining: those that have ended or are to be unattached, by our descriptor.  While there
+            are any, the timer is set; where it expires and there are none, the next look stops it.
         last: what was reported last.
         lock: held while they change.
         closed: whether they are looked after no more.
@@ -200,6 +204,7 @@ class Transports:
         with self.lock:
             if self.closed:
                 return
+            self._let_stay()
             self._notice()
             if not self.draining:
                 return
@@ -221,16 +226,21 @@ class Transports:
     def _notice(self) -> None:
         """Note which have ended."""
         interrupted, self._interrupted = self._interrupted, True
-        if interrupted:  # an edge may have been told to nobody
+        if interrupted:  # an edge or an error, which are told once, may have been told to nobody
             for fd in list(self._with_error_queue):
                 self.watch.modify(fd, _kernel.EPOLLRDHUP | select.EPOLLET)
+            for failed in self:
+                if failed.error[0]:
+                    self._drain_ended(failed)
         for fd, events in self.watch.poll(0):
             transport = self._by_fd.get(fd)
-            if transport is None:
+            if transport is None:  # the timer
+                if not self.draining:
+                    self._timer.set_timer(0)
                 continue
             ended = events & (_kernel.EPOLLRDHUP | select.EPOLLHUP)
             if ended or self._has_failed(transport):
-                self.begin_draining(transport)
+                self._drain_ended(transport)
             elif fd not in self._with_error_queue:
                 # What is in a socket's error queue (time stamps, zero-copy notices) looks like an
                 # error, and stays until the caller takes it.  Once only: each change of what is
@@ -249,14 +259,25 @@ class Transports:
         if _tcp.has_ended(transport.fd):
             return True
         if not transport.error[0]:
+            self._timer.set_timer(_AT_ONCE)  # for what may be raised then: the error tells no more
             _kernel.get_integer(transport.fd, socket.SOL_SOCKET, socket.SO_ERROR, transport.error)
         return bool(transport.error[0])
 
-    def begin_draining(self, transport: Transport) -> None:
-        """Have a transport be drained; it is not watched any more."""
-        transport.left = -1  # what an unattach that was given up has seen is not true any more
-        self.draining[transport.fd] = transport
+    def _drain_ended(self, transport: Transport) -> None:
+        transport.ended = True
+        self._begin_draining(transport)
         self._unwatch(transport)
+
+    def _begin_draining(self, transport: Transport) -> None:
+        if not self.draining:
+            self._timer.set_timer(_AT_ONCE)
+        self.draining[transport.fd] = transport
+
+    def _let_stay(self) -> None:
+        """Drain those no more that live, and of which an unattach was given up."""
+        for transport in list(self.draining.values()):
+            if transport.target is None and not transport.ended:
+                self.draining.pop(transport.fd, None)
 
     def unattach_steps(
         self, transport: Transport, look: Callable[[], None]
@@ -270,7 +291,7 @@ class Transports:
                 if self._by_fd.get(transport.fd) is not transport:
                     break
                 yield Wait(changed.fileno(), IDLE)  # another call's look may have been told
-                if transport.fd not in self.draining:  # another call has given it up
+                if transport.target is None:  # another call has given it up
                     self._begin_unattaching(transport)
                 look()
         except BaseException as error:
@@ -288,22 +309,23 @@ class Transports:
     def _begin_unattaching(self, transport: Transport) -> None:
         with self.lock:
             if transport.attached[0] and not self.closed:
-                transport.target = _tcp.bytes_received(transport.fd)
-                self.begin_draining(transport)
+                received = _tcp.bytes_received(transport.fd)
+                self._begin_draining(transport)
+                transport.left = -1  # what one that was given up has seen is not true any more
+                transport.target = received
 
     def _go_on_with(self, transport: Transport) -> None:
         """It was to be unattached; if it still is attached, it stays."""
         if self.closed:
             return
-        if not transport.attached[0]:
-            self._timer.set_timer(_AT_ONCE)  # the next look goes on
-        else:
-            transport.target = None
-            with contextlib.suppress(FileExistsError):
-                self.watch.register(transport.fd, _kernel.EPOLLRDHUP)
-            self.draining.pop(transport.fd, None)
+        if transport.attached[0]:
+            transport.left = -1
+            transport.target = None  # with that it stays, whatever comes then
+            self._let_stay()
             if not self.draining:
                 self._timer.set_timer(0)
+        elif self.draining.get(transport.fd) is transport:
+            self._timer.set_timer(_AT_ONCE)  # the next look goes on
 
     def let_clones_go(self) -> None:
         """Give back what the drain's clones hold: a call that has kept some waits no more."""
@@ -333,7 +355,7 @@ class Transports:
     def close(self, restore: bool, hand_over: bool) -> None:
         """Let go of all; the kernel has taken them off, or clones go on with them.
 
-        Where other threads may look, the lock is held.
+        What was struck is finished by the next.  Where other threads may look, the lock is held.
 
         Args:
             restore: whether nobody goes on with them, so that they are as they were.
@@ -342,12 +364,12 @@ class Transports:
         self.closed = True
         self._drain.close()
         for transport in self:
-            if restore:
-                transport.options.restore(transport.fd)
+            if restore:  # by a number that is -1 once it is closed, and nobody else's then
+                transport.options.restore(transport.descriptor.fileno())
             if hand_over and transport.hand_over:
                 transport.tcp.close()
             transport.descriptor.close()
-        self._by_fd.clear()
+            self._by_fd.pop(transport.fd, None)
         self._by_tcp.clear()
         if not self.watch.closed:
             closing(self.watch.fileno())

@@ -35,6 +35,7 @@ class Upkeep(Messages, MultiplexorCalls):
     socket: KCMSocket
     on_disconnect: Callable[[Disconnection], object] | None
     _closed: bool
+    _done = False  # whether closing has come to its end
     _transports: Transports
     _clones: Clones
     _told: _kernel.Descriptor
@@ -180,7 +181,7 @@ class Upkeep(Messages, MultiplexorCalls):
         return not (self._closed or self._port.inherited)
 
     def _close(self) -> None:
-        if self._closed and self.socket.fileno() < 0:
+        if self._done:
             return
         own, shared, described = not self._port.inherited, self._clones.may_receive(), repr(self)
         unread = self._port.held if own and shared else 0
@@ -195,10 +196,14 @@ class Upkeep(Messages, MultiplexorCalls):
                 self._clones.close()
         finally:
             self.socket._close()
+        self._done = True  # before a warning, which may be an exception
         if unread:
             warnings.warn(unread_text(described, unread), UnreadWarning, stacklevel=3)
 
     def __del__(self) -> None:
-        if hasattr(self, "_port") and not self._closed:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-            self._close()
+        if not hasattr(self, "_port") or self._done:
+            return
+        closed, described = self._closed, repr(self)
+        self._close()  # first: a warning may be an exception
+        if not closed:
+            warnings.warn(f"{described} was not closed", ResourceWarning, source=self, stacklevel=2)

@@ -35,12 +35,16 @@ IDLE = 1.0
 # Seconds; longer waits are several.  A signal that comes just before poll(2) does not end it.
 _LONGEST_POLL = 1.0
 
+# After how many seconds to look again where no descriptor is left to wait by.
+_BLIND = 0.01
+
 
 class Wait(NamedTuple):
     """What a generator waits for.
 
     Attributes:
-        fd: go on when this descriptor is readable,
+        fd: go on when this descriptor is readable; if it is negative, soon: none was left to wait
+            by.
         again: or after so many seconds; None for never.
     """
 
@@ -71,9 +75,13 @@ def deadline_after(timeout: float | None) -> float:
 
 def pause(wait: Wait, deadline: float) -> bool:
     """Wait in a thread; False if the deadline has passed and nothing came."""
-    again = math.inf if wait.again is None else time.monotonic() + wait.again
     poll = select.poll()
-    poll.register(wait.fd, select.POLLIN)
+    seconds = math.inf if wait.again is None else wait.again
+    if wait.fd >= 0:
+        poll.register(wait.fd, select.POLLIN)
+    else:
+        seconds = min(seconds, _BLIND)
+    again = time.monotonic() + seconds
     while True:
         left = min(again, deadline) - time.monotonic()
         if poll.poll(max(0, math.ceil(1000 * min(left, _LONGEST_POLL)))):
@@ -104,7 +112,10 @@ def run(steps: Steps[T], timeout: float | None, late: str) -> T:
 
 async def apause(wait: Wait) -> None:
     """Wait in a task."""
-    await wait_readable(wait.fd, wait.again)
+    if wait.fd >= 0:
+        await wait_readable(wait.fd, wait.again)
+    else:
+        await _anyio().sleep(_BLIND if wait.again is None else min(wait.again, _BLIND))
 
 
 async def arun(steps: Steps[T], timeout: float | None = None) -> T:
@@ -185,21 +196,36 @@ class SendSpace:
     happened before is not missed.  `clear` takes the event; after it, and before the wait, the
     socket has to be tried once more: what came before `clear` went with it.
 
+    Where the descriptor table is full it has none until there is room, and who waits looks again
+    in short pauses: what is queued must not be lost for want of a descriptor.
+
     Args:
         fd: the KCM socket's.
         others: further descriptors that end the wait when they are readable.
     """
 
     def __init__(self, fd: int, *others: int) -> None:
+        self._watched = fd, *others
+        self._epoll: select.epoll | None = None
+        self._fd = -1
+        self._make()
+
+    def _make(self) -> None:
         with explained():
-            self._epoll = select.epoll()
+            try:
+                self._epoll = select.epoll()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                return
+            fd, *others = self._watched
             self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
             for other in others:
                 self._epoll.register(other, select.EPOLLIN)
-        self._fd = self._epoll.fileno()
+            self._fd = self._epoll.fileno()
 
     def fileno(self) -> int:
-        """The descriptor to wait for as readable."""
+        """The descriptor to wait for as readable; -1 while there is none."""
         return self._fd
 
     def waits(self) -> Iterator[Wait]:
@@ -212,11 +238,15 @@ class SendSpace:
 
     def clear(self) -> None:
         """Take the event, before trying the socket again."""
-        self._epoll.poll(0)
+        if self._epoll is None:
+            self._make()
+        else:
+            self._epoll.poll(0)
 
     def close(self) -> None:
         """Close the descriptor."""
-        self._epoll.close()
+        if self._epoll is not None:
+            self._epoll.close()
 
     def __enter__(self) -> SendSpace:
         return self

@@ -164,6 +164,10 @@ class Multiplexor(Upkeep):
         any moment: the peer has to be silent, or the beginning of its next message is lost.  Bytes
         that the kernel has not taken within a second are left unread: `cut` says how many.
 
+        Should an exception of a signal handler's or of `on_disconnect` end the call, the transport
+        stays if `transports` has it.  If it has not, it was taken off just then; nothing tells of
+        it any more.
+
         Args:
             tcp: as it was given to `attach`.
             timeout: seconds to wait at most; None for no limit.
@@ -181,7 +185,11 @@ class Multiplexor(Upkeep):
         return run(self._unattach_steps(tcp), timeout, "timed out: the transport stays attached")
 
     async def aunattach(self, tcp: _socket.socket) -> Disconnection:
-        """As `unattach`, on asyncio or Trio; cancelled, the transport stays."""
+        """As `unattach`, on asyncio or Trio.
+
+        Cancelled, the transport stays, unless another call has taken it off just then: see
+        `transports`.  Nothing tells of that any more.
+        """
         return await arun(self._unattach_steps(tcp))
 
     def _unattach_steps(self, tcp: _socket.socket) -> Steps[Disconnection]:

@@ -64,6 +64,7 @@ class World:
         assert mux.transports == [self.near]
         assert list(mux.disconnections()) == []
         assert not mux._transports.draining
+        assert not _kernel.is_readable(mux._port.watch), "it is readable for ever"
         assert not mux._transports._drain._clones
         assert not mux._port.holding
         assert mux._port.attached

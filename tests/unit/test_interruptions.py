@@ -17,13 +17,15 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import pykcm
-from pykcm import Multiplexor, Reason
+from pykcm import Multiplexor, Reason, _kernel
+from pykcm._wait import SendSpace
 from pykcm.socket import KCMSocket
 from tests.strikes import Case, Storm, Strike, descriptors, strike_everywhere
 from tests.unit.stand_in import PATIENCE, World, stand_in
@@ -173,6 +175,28 @@ def test_attach_and_unattach(world: World) -> None:
         clone.close()
 
 
+def test_an_unattach_that_is_given_up(world: World) -> None:
+    """What goes on was reported as ended, or taken off."""
+
+    def case() -> Case:
+        near, far = world.connections.new()
+        with near, far:
+            world.mux.attach(near)
+            far.send(b"x")
+            passed((yield lambda: world.mux.unattach(near, timeout=0)), TimeoutError)
+            near.recv(1)
+            assert list(world.mux.disconnections()) == []
+            if near in world.mux.transports:  # or it was struck before it was given up
+                far.close()
+                reports = [world.mux.wait_disconnection(timeout=PATIENCE)]
+                assert [(r.tcp, r.reason) for r in reports] == [(near, Reason.PEER_CLOSED)]
+        world.true()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KCMSocket, "recv_disabled", True)
+        strike(case, 300)
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_clone(world: World) -> None:
     def case() -> Case:
@@ -196,15 +220,73 @@ def test_opening_and_closing(world: World) -> None:
     def closing() -> Case:
         mux = Multiplexor(0)
         mux.attach(near)
+        given, peer = world.connections.new()
+        mux.attach(given, hand_over=True)
         mux.fileno()
         passed((yield mux.close))
         mux.close()
+        assert not mux.transports
+        assert mux._transports.watch.closed
+        assert given.fileno() < 0
+        with peer:
+            peer.settimeout(PATIENCE)
+            assert peer.recv(1) == b""
         world.mux.attach(near)
         world.mux.unattach(near, timeout=PATIENCE)
         world.true()
 
     with near, far:
         strike(closing, 100)
+
+
+def test_a_close_that_was_struck_leaves_others_descriptors_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next close set options on a number that was another's by then."""
+    mux = Multiplexor(0)
+    near, far = world.connections.new()
+    other, peer = world.connections.new()
+    with near, far:
+        mux.attach(near)
+        transport = mux._transports.find(near)
+        assert transport
+        close = _kernel.Descriptor.close
+
+        def struck(descriptor: _kernel.Descriptor) -> None:
+            close(descriptor)
+            if descriptor is transport.descriptor:
+                raise Strike
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_kernel.Descriptor, "close", struck)
+            with pytest.raises(Strike):
+                mux.close()
+        with other, peer:
+            os.dup2(other.fileno(), transport.fd)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            mux.close()
+            os.close(transport.fd)
+            assert other.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE) == 1
+
+
+@pytest.mark.parametrize("struck", [False, True])
+def test_one_that_was_not_closed_where_warnings_are_errors(world: World, struck: bool) -> None:
+    """The warning came before the closing, and left the descriptors open for ever."""
+    gc.collect()  # what others left, whose descriptors would go meanwhile
+    before = descriptors()
+    mux = Multiplexor(0)
+    near, far = world.connections.new()
+    with near, far:
+        mux.attach(near)
+        watch = mux._transports.watch
+        if struck:
+            mux._closed = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            del mux
+            gc.collect()
+        assert watch.closed
+    assert descriptors().keys() <= before.keys()
 
 
 @contextlib.contextmanager
@@ -292,6 +374,54 @@ def test_a_full_descriptor_table(world: World, step: str) -> None:
     far.close()
     if clone:
         clone.close()
+
+
+@pytest.mark.parametrize("by_task", [False, True], ids=["close", "aclose"])
+@pytest.mark.parametrize("multiplexor", [False, True], ids=["KCMSocket", "Multiplexor"])
+def test_what_is_queued_is_not_lost_for_want_of_a_descriptor(
+    world: World, monkeypatch: pytest.MonkeyPatch, multiplexor: bool, by_task: bool
+) -> None:
+    """To close waited for nothing then, and threw it away."""
+    kcm = Multiplexor(0, queue_unattached=True) if multiplexor else KCMSocket()
+    queued = [5000]
+    monkeypatch.setattr(_kernel, "memory", lambda fd: (0,) * 5 + (queued[0],) + (0,) * 3)
+
+    async def close() -> None:
+        with room_for(0):
+            await kcm.aclose(PATIENCE)
+
+    taken = threading.Timer(0.2, lambda: queued.__setitem__(0, 0))
+    taken.start()
+    if by_task:
+        asyncio.run(close())
+    else:
+        with room_for(0):
+            kcm.close(PATIENCE)  # which would warn
+    assert queued == [0]
+    taken.join()
+
+
+def test_waiting_to_send_with_a_full_descriptor_table(world: World) -> None:
+    with contextlib.suppress(TimeoutError):
+        while True:
+            world.mux.send(bytes(1000), timeout=0)
+    with room_for(0), pytest.raises(TimeoutError):
+        world.mux.send(bytes(1000), timeout=0.05)
+    with room_for(0):
+        space = SendSpace(world.wire.fileno())
+        assert space.fileno() < 0
+    with space:
+        space.clear()  # there is room by now
+        assert _kernel.is_readable(space.fileno())
+
+
+def test_a_request_that_has_to_wait_with_a_full_descriptor_table(world: World) -> None:
+    exchange = pykcm.Exchange(world.mux, (0, 4))
+    with contextlib.suppress(TimeoutError):
+        while True:
+            world.mux.send(bytes(1000), timeout=0)
+    with room_for(0), pytest.raises(TimeoutError):
+        exchange.request(b"1234", timeout=0.05)
 
 
 def test_closing_twice_when_the_callback_raises(world: World) -> None:
