@@ -75,6 +75,12 @@ class Closing(Messages, StandardCalls):
             if descriptor is not None:
                 descriptor.close()
 
+    def _disown(self) -> None:
+        """Let go of a descriptor that stays its giver's, also where the object is half made."""
+        if hasattr(self, "_port"):
+            self._port.fd = -1
+        _socket.socket.detach(self)
+
     def _note_forks(self) -> None:
         """Another process may have this socket after it is closed here: who forks later has not."""
         if self._port.forked:

@@ -119,17 +119,18 @@ class KCMSocket(Closing, Following):
                 errno.EAFNOSUPPORT, f"descriptor {fd} is not a KCM socket (its family is {family})"
             )
         keeps = type_ == _socket.SOCK_SEQPACKET and _trials.seqpacket_keeps_the_rest()
-        self = cls(type_, max_message_size=max_message_size, _fileno=number)
-        self._port.keeps_rest = keeps
-        if framing is not None or batch != 1:
-            try:
+        self = cls.__new__(cls)  # before it has the descriptor, so that it can let go of it
+        try:
+            self.__init__(type_, max_message_size=max_message_size, _fileno=number)  # type: ignore[misc]
+            self._port.keeps_rest = keeps
+            if framing is not None or batch != 1:
                 self._attaching.divide(self._port, framing, batch)  # type: ignore[arg-type]
                 self._have_told()
-            except BaseException:
-                self.detach()
-                raise
-        self._port.shared = self._attaching.has_siblings = True
-        return self
+            self._port.shared = self._attaching.has_siblings = True
+            return self
+        except BaseException:
+            self._disown()
+            raise
 
     def __repr__(self) -> str:
         type_ = getattr(self.type, "name", self.type)
