@@ -43,6 +43,26 @@ class Closing(Messages, StandardCalls):
         others = [each() for each in list(self._same)]
         return [other for other in others if other is not None and other is not self]
 
+    def _count_in(self, other: Closing) -> None:
+        """Another object has become a duplicate of this one."""
+        if not self._same:
+            self._same.append(weakref.ref(self))
+        # The dead are let go of, but not by a new list, of which others would not know.
+        for each in [each for each in self._same if each() is None]:
+            self._same.remove(each)
+        self._same.append(weakref.ref(other))
+        other._same = self._same
+
+    def detach(self) -> int:
+        """As for `socket.socket`: the descriptor, which is the caller's to close."""
+        if unread := self._unread():
+            # First: where it is raised, the number would be lost with what was returned.
+            warnings.warn(unread_text(repr(self), unread), UnreadWarning, stacklevel=2)
+        self._port.fd = -1
+        self._port.shared = True
+        self._let_go()
+        return super().detach()
+
     def _close(self) -> None:
         left, unread = self._left_behind(), self._unread()
         described = repr(self)
@@ -51,15 +71,7 @@ class Closing(Messages, StandardCalls):
         closing(fd)
         _socket.socket.close(self)  # not Messages.close, which has called this
         self._let_go()
-        if unread:
-            warnings.warn(unread_text(described, unread), UnreadWarning, stacklevel=3)
-        if left:
-            warnings.warn(
-                f"{described} is closed with {left} bytes that no transport has taken; they are "
-                "lost unless another process has this socket open",
-                UnsentWarning,
-                stacklevel=3,
-            )
+        _warn(described, unread, left)
 
     def _unread(self) -> int:
         """Messages in hand that the multiplexor's other sockets would have got otherwise."""
@@ -101,16 +113,28 @@ class Closing(Messages, StandardCalls):
         left, unread, described = self._left_behind(), self._unread(), repr(self)
         self._note_forks()
         self._let_go()
-        if unread:
-            warnings.warn(unread_text(described, unread), UnreadWarning, source=self, stacklevel=2)
-        if left:
-            warnings.warn(
-                f"{described} was not closed, and {left} bytes that no transport has taken are "
-                "lost",
-                UnsentWarning,
-                source=self,
-                stacklevel=2,
-            )
-        # PyPy's socket has none: it is closed by what Python does not see.
+        # Before the warnings, which may be errors: nobody finalizes it once more.  PyPy's socket
+        # has none: it is closed by what Python does not see.
         if finish := getattr(super(), "__del__", None):
             finish()
+        _warn(described, unread, left, self)
+
+
+def _warn(described: str, unread: int, unsent: int, garbage: Closing | None = None) -> None:
+    """Say what is lost with a socket: both, also where the first warning is an error.
+
+    Args:
+        garbage: the socket, if nobody closed it.
+    """
+    level = 4 if garbage is None else 3  # who called `close`, or what let go of it
+    try:
+        if unread:
+            warnings.warn(unread_text(described, unread), UnreadWarning, level, garbage)
+    finally:
+        if unsent:
+            text = f"{described} is closed with {unsent} bytes that no transport has taken; they "
+            text += "are lost unless another process has this socket open"
+            if garbage is not None:
+                text = f"{described} was not closed, and {unsent} bytes that no transport has "
+                text += "taken are lost"
+            warnings.warn(text, UnsentWarning, level, garbage)

@@ -8,7 +8,6 @@ import operator
 import os
 import socket as _socket
 import sys
-import warnings
 import weakref
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,12 @@ from pykcm._binding import lib
 from pykcm._closing import Closing
 from pykcm._following import Following
 from pykcm._forking import lock
-from pykcm._messages import Port, late_with, unread_text
+from pykcm._messages import Port, late_with
 from pykcm._wait import IDLE, Readable, SendSpace, Steps, Wait, explained
 from pykcm.errors import (
     ArgumentError,
     KCMOSError,
     UnavailableError,
-    UnreadWarning,
 )
 
 if TYPE_CHECKING:
@@ -262,15 +260,6 @@ class KCMSocket(Closing, Following):
             self._count_in(other)
         return other
 
-    def _count_in(self, other: Self) -> None:
-        if not self._same:
-            self._same.append(weakref.ref(self))
-        # The dead are let go of, but not by a new list, of which others would not know.
-        for each in [each for each in self._same if each() is None]:
-            self._same.remove(each)
-        self._same.append(weakref.ref(other))
-        other._same = self._same
-
     def fileno(self) -> int:
         """The descriptor, -1 when the socket is closed.
 
@@ -320,17 +309,6 @@ class KCMSocket(Closing, Following):
             self._port.set_rule(rule, most)
             self._have_told()
         self._attaching.has_siblings = True
-
-    def detach(self) -> int:
-        """As for `socket.socket`: the descriptor, which is the caller's to close."""
-        described, unread = repr(self), self._unread()
-        self._port.fd = -1
-        self._port.shared = True
-        self._let_go()
-        fd = super().detach()
-        if unread:
-            warnings.warn(unread_text(described, unread), UnreadWarning, stacklevel=2)
-        return fd
 
     @property
     def recv_disabled(self) -> bool:

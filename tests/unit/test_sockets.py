@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import socket
+import sys
+from collections.abc import Iterator
 
 import pytest
 
 import pykcm
-from pykcm import KCMSocket
+from pykcm import KCMSocket, _kernel
 from tests.strikes import Case, Strike, strike_everywhere
 from tests.unit.stand_in import World
 
@@ -44,3 +48,66 @@ def test_from_fd_that_refuses_leaves_the_descriptor_to_the_caller(world: World) 
             KCMSocket.from_fd(ours.fileno(), batch=2)
         other.send(b"still open")
         assert ours.recv(100) == b"still open"
+
+
+class Losing:
+    """A KCM socket that loses bytes, and a message that its siblings could have got."""
+
+    def __init__(self, world: World) -> None:
+        self.kcm: KCMSocket | None = world.mux.clone()
+        self.fd = self.kcm._fd()
+        world.arrive(2)
+        self.kcm._port.pull()
+        assert self.kcm._port.held == 2
+
+    def is_open(self) -> bool:
+        with contextlib.suppress(OSError):
+            os.fstat(self.fd)
+            return True
+        return False
+
+
+@pytest.fixture
+def losing(world: World) -> Iterator[Losing]:
+    memory = [0] * 9
+    memory[_kernel.WMEM_QUEUED] = 77
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_kernel, "memory", lambda fd: memory)
+        yield Losing(world)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_an_error_leaves_no_garbage_open(
+    losing: Losing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `-W error` __del__ ended with its first warning, before the descriptor was closed."""
+    reported: list[BaseException] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: reported.append(args.exc_value))
+    losing.kcm = None
+    gc.collect()
+    assert not losing.is_open()
+    assert isinstance(reported[-1], pykcm.UnsentWarning)
+    assert isinstance(reported[-1].__context__, pykcm.UnreadWarning)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_an_error_leaves_nothing_open(losing: Losing) -> None:
+    assert losing.kcm is not None
+    with pytest.raises(pykcm.UnsentWarning) as info:
+        losing.kcm.close(0)
+    assert isinstance(info.value.__context__, pykcm.UnreadWarning)
+    assert not losing.is_open()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_an_error_detaches_nothing(losing: Losing) -> None:
+    """The number that `detach` would have returned was lost."""
+    assert losing.kcm is not None
+    with pytest.raises(pykcm.UnreadWarning):
+        losing.kcm.detach()
+    assert losing.kcm._fd() == losing.fd
+    assert losing.kcm.recv(timeout=0) == b"0"
+    losing.kcm.recv(timeout=0)
+    assert losing.kcm.detach() == losing.fd
+    assert losing.is_open()
+    os.close(losing.fd)
