@@ -236,6 +236,7 @@ class KCMSocket(Closing, Following):
             KCMOSError: EMFILE or ENFILE (too many descriptors).
         """
         self._fd()
+        end = self._end_again()
         other = KCMSocket(self.type, max_message_size=self.max_message_size)
         try:
             # In the place of a descriptor that has its owner already.
@@ -245,16 +246,21 @@ class KCMSocket(Closing, Following):
             raise _explain.explain(error, _explain.CLONE) from error
         other._port.keeps_rest = self._port.keeps_rest
         self._have_divided_by(other)
+        if end is not None:
+            other._follow(end, self._made)
         return other
 
     def dup(self) -> Self:
         """The same socket through another descriptor, close-on-exec."""
         self._fd()
+        end = self._end_again()
         other = type(self)(self.type, max_message_size=self.max_message_size)
         os.dup2(self._fd(), other.fileno(), inheritable=False)
         other.settimeout(self.gettimeout())
         other._port.keeps_rest = self._port.keeps_rest
         self._have_divided_by(other)
+        if end is not None:
+            other._follow(end, self._made)
         self._port.shared = other._port.shared = True
         with lock:
             self._count_in(other)

@@ -7,14 +7,14 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import pykcm
 from pykcm import KCMSocket, _kernel
 from tests.strikes import Case, Strike, strike_everywhere
-from tests.unit.stand_in import World
+from tests.unit.stand_in import PATIENCE, World
 
 FRAMING = pykcm.FixedLength(3)
 
@@ -111,3 +111,57 @@ def test_a_warning_that_is_an_error_detaches_nothing(losing: Losing) -> None:
     assert losing.kcm.detach() == losing.fd
     assert losing.is_open()
     os.close(losing.fd)
+
+
+@pytest.mark.parametrize("again", [KCMSocket.dup, KCMSocket.clone])
+def test_what_a_clone_has_made_learns_of_the_end(
+    world: World, again: Callable[[KCMSocket], KCMSocket]
+) -> None:
+    """It waited for ever, where the clone itself raised Disconnected."""
+    with world.mux.clone() as clone, again(clone) as second, again(second) as third:
+        clone.close()
+        world.mux.unattach(world.near, timeout=PATIENCE)
+        for kcm in (second, third):
+            with pytest.raises(pykcm.Disconnected):
+                kcm.recv(timeout=PATIENCE)
+            with pytest.raises(pykcm.Disconnected):
+                kcm.send(b"nowhere to go")
+        world.mux.attach(world.near)
+        second.send(b"there again")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("again", [KCMSocket.dup, KCMSocket.clone])
+def test_what_a_clone_has_made_may_receive(
+    world: World, again: Callable[[KCMSocket], KCMSocket]
+) -> None:
+    """The Multiplexor did not know that messages were left to it."""
+    assert not world.mux._clones.may_receive()
+    with again(world.mux.clone()) as second:
+        gc.collect()
+        assert world.mux._clones.may_receive()
+        with again(second) as third:
+            second.close()
+            assert world.mux._clones.may_receive()
+            third.close()
+    assert world.mux._clones.may_receive() == (again is KCMSocket.dup)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("again", [KCMSocket.dup, KCMSocket.clone])
+def test_making_another_of_a_clone_is_struck(
+    world: World, again: Callable[[KCMSocket], KCMSocket]
+) -> None:
+    clone = world.mux.clone()
+
+    def case() -> Case:
+        outcome = yield lambda: again(clone)
+        if isinstance(outcome, KCMSocket):
+            outcome.close()
+        else:
+            assert isinstance(outcome, Strike)
+        assert clone._port.watched
+        assert world.mux._clones.may_receive()
+
+    assert strike_everywhere(case, lines=True) > 20
+    clone.close()
