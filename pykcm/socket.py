@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from pykcm import _explain, _kernel, _tcp, _trials
-from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
+from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of, number_of
 from pykcm._binding import lib
 from pykcm._closing import Closing
 from pykcm._following import Following
@@ -173,8 +173,9 @@ class KCMSocket(Closing, Following):
         Raises:
             AttachError: ENOENT (not a socket), EBADF or EINVAL (not a socket filter program),
                 EOPNOTSUPP (not a connected TCP socket, or one with TLS that this kernel would not
-                decrypt), ENOTCONN (still connecting), EALREADY (attached already, to any
-                multiplexor), ENOBUFS (the receive buffer is too small for the framing's maximum).
+                decrypt, or with Python's ssl), ENOTCONN (still connecting), EALREADY (attached
+                already, to any multiplexor), ENOBUFS (the receive buffer is too small for the
+                framing's maximum).
             CapabilityError, UnavailableError, VerifierError: the framing's program could not be
                 loaded; see `Framing.load`.
             FramingDefinitionError: the framing has no such batch, or the verifier takes none.
@@ -215,7 +216,7 @@ class KCMSocket(Closing, Following):
             AttachError: ENOENT (not a socket, or not attached to this multiplexor), EALREADY (being
                 unattached by somebody else).
         """
-        tcp_fd = descriptor_of(tcp)
+        tcp_fd = number_of(tcp)
         try:
             _kernel.unattach(self._fd(), tcp_fd)
         except OSError as error:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import pykcm
-from pykcm import KCMSocket, _kernel
+from pykcm import KCMSocket, Multiplexor, _kernel
 from tests.strikes import Case, Strike, strike_everywhere
 from tests.unit.stand_in import PATIENCE, World
 
@@ -165,3 +167,35 @@ def test_making_another_of_a_clone_is_struck(
 
     assert strike_everywhere(case, lines=True) > 20
     clone.close()
+
+
+@pytest.mark.parametrize("kind", ["KCMSocket", "Multiplexor"])
+def test_tls_in_user_space_is_refused(
+    world: World, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was attached, and KCM took ciphertext for messages."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    near, far = world.connections.new()
+    with (
+        far,
+        context.wrap_socket(near, do_handshake_on_connect=False) as tls,
+        Multiplexor(0) as mux,
+        KCMSocket() as kcm,
+    ):
+
+        def attach() -> None:
+            if kind == "KCMSocket":
+                kcm.attach(tls, 0)
+            else:
+                mux.attach(tls)
+
+        with pytest.raises(pykcm.AttachError, match="kernel TLS") as info:
+            attach()
+        assert info.value.errno == errno.EOPNOTSUPP
+        assert not mux.transports
+        with pytest.raises(pykcm.KCMOSError, match="off a TLS socket"):
+            FRAMING.read_message(tls)
+        monkeypatch.setattr("pykcm._tcp.upper_protocol", lambda fd: "tls")
+        monkeypatch.setattr("pykcm._trials.kernel_decrypts_tls", lambda: True)
+        attach()
