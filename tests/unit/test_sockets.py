@@ -9,16 +9,20 @@ import os
 import socket
 import ssl
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import pykcm
 from pykcm import KCMSocket, Multiplexor, _kernel
+from tests.children import in_child
 from tests.strikes import Case, Strike, strike_everywhere
 from tests.unit.stand_in import PATIENCE, World
 
 FRAMING = pykcm.FixedLength(3)
+MESSAGE = bytes(1_000_000)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -199,3 +203,80 @@ def test_tls_in_user_space_is_refused(
         monkeypatch.setattr("pykcm._tcp.upper_protocol", lambda fd: "tls")
         monkeypatch.setattr("pykcm._trials.kernel_decrypts_tls", lambda: True)
         attach()
+
+
+@pytest.fixture
+def halved(world: World) -> Iterator[tuple[KCMSocket, socket.socket]]:
+    """A KCM socket of which the kernel took a message in part, and where that goes.
+
+    A stream stands in for it: it takes in part what KCM does for want of memory.
+    """
+    kcm = KCMSocket(socket.SOCK_SEQPACKET)
+    ours, wire = socket.socketpair()
+    os.dup2(ours.fileno(), kcm.fileno(), inheritable=False)
+    ours.close()
+    kcm.settimeout(0.2)
+    with kcm.dup() as other, wire:
+        other.send(MESSAGE)
+        assert other._port.rest
+        wire.settimeout(PATIENCE)
+        yield other, wire
+        kcm.close(0)
+
+
+def received(wire: socket.socket) -> bytes:
+    got = b""
+    while len(got) < len(MESSAGE):
+        got += wire.recv(1 << 20)
+    return got
+
+
+def test_a_socket_in_the_middle_of_a_message_is_not_detached(
+    halved: tuple[KCMSocket, socket.socket],
+) -> None:
+    """The rest was dropped, and what the new owner sent went on with the message."""
+    kcm, wire = halved
+    with pytest.raises(pykcm.KCMOSError, match="flush") as info:
+        kcm.detach()
+    assert info.value.errno == errno.EBUSY
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(received, wire)
+        kcm.flush(PATIENCE)
+        assert reading.result() == MESSAGE
+    os.close(kcm.detach())
+
+
+def test_a_duplicate_in_the_middle_of_a_message_is_flushed_when_it_is_closed(
+    halved: tuple[KCMSocket, socket.socket],
+) -> None:
+    """The rest was dropped without a word, since another object had the socket open."""
+    kcm, wire = halved
+    with ThreadPoolExecutor() as threads, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reading = threads.submit(received, wire)
+        kcm.close(PATIENCE)
+        assert reading.result() == MESSAGE
+
+
+def test_a_duplicate_in_the_middle_of_a_message_warns(
+    halved: tuple[KCMSocket, socket.socket],
+) -> None:
+    kcm, _ = halved
+    rest = kcm._port.rest
+    with pytest.warns(pykcm.UnsentWarning, match=f"with {rest} of them a message is cut"):
+        kcm.close(0)
+
+
+def test_a_child_has_no_rest(halved: tuple[KCMSocket, socket.socket]) -> None:
+    """It is the parent's, and in the child nothing stands in the way."""
+    kcm, wire = halved
+
+    def child() -> None:
+        os.close(kcm.detach())
+
+    in_child(child)
+    assert kcm._port.rest
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(received, wire)
+        kcm.flush(PATIENCE)
+        assert reading.result() == MESSAGE
