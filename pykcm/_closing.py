@@ -124,14 +124,16 @@ class Closing(Messages, StandardCalls):
         # The interpreter closes it, with a warning that it hides by default.
         if not hasattr(self, "_port"):
             return
-        left, rest, unread = self._left_behind(), self._port.rest, self._unread()
-        described = repr(self)
-        self._note_forks()
-        self._let_go()
-        # Before the warnings, which may be errors: nobody finalizes it once more.  PyPy's socket
-        # has none: it is closed by what Python does not see.
-        if finish := getattr(super(), "__del__", None):
-            finish()
+        try:
+            left, rest, unread = self._left_behind(), self._port.rest, self._unread()
+            described = repr(self)
+            self._note_forks()
+            self._let_go()
+        finally:
+            # Whatever is raised, and before the warnings, which may be errors: nobody finalizes it
+            # once more.  PyPy's socket has none: it is closed by what Python does not see.
+            if finish := getattr(super(), "__del__", None):
+                finish()
         _warn(described, unread, left, rest, self)
 
 

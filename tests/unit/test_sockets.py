@@ -96,6 +96,26 @@ def test_a_warning_that_is_an_error_leaves_no_garbage_open(
     assert isinstance(reported[-1].__context__, pykcm.UnreadWarning)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("step", ["_left_behind", "__repr__", "_let_go"])
+def test_an_exception_leaves_no_garbage_open(
+    losing: Losing, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A signal handler's, which struck __del__ before the descriptor was closed."""
+    reported: list[BaseException] = []
+
+    def strike(kcm: KCMSocket) -> None:
+        raise Strike
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: reported.append(args.exc_value))
+    with monkeypatch.context() as patch:
+        patch.setattr(KCMSocket, step, strike)
+        losing.kcm = None
+        gc.collect()
+    assert not losing.is_open()
+    assert isinstance(reported[-1], Strike)
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_warning_that_is_an_error_leaves_nothing_open(losing: Losing) -> None:
     assert losing.kcm is not None
