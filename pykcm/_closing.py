@@ -152,10 +152,11 @@ def _warn(
             warnings.warn(unread_text(described, unread), UnreadWarning, level, garbage)
     finally:
         if unsent:
-            text = f"{described} is closed" if garbage is None else f"{described} was not closed,"
-            text += f" with {unsent} bytes that no transport has taken; they are lost"
+            text = f"is closed with {unsent} bytes that no transport has taken; they are lost"
+            if garbage is not None:
+                text = f"was not closed, and {unsent} bytes that no transport has taken are lost"
             if rest:
                 text += f", and with {rest} of them a message is cut"
             else:
                 text += " unless another process has this socket open"
-            warnings.warn(text, UnsentWarning, level, garbage)
+            warnings.warn(f"{described} {text}", UnsentWarning, level, garbage)
