@@ -201,8 +201,8 @@ def longest_message(framing: Delineation) -> int | None:
     )
 
 
-def descriptor_of(tcp: _socket.socket | int) -> int:
-    """A TCP socket's descriptor, by which it is attached.
+def number_of(tcp: _socket.socket | int) -> int:
+    """A TCP socket's descriptor.
 
     Raises:
         AttachError: ENOENT, it is closed, or cannot be a descriptor.
@@ -212,4 +212,22 @@ def descriptor_of(tcp: _socket.socket | int) -> int:
         fd = tcp if isinstance(tcp, int) else tcp.fileno()
     if not 0 <= fd < 1 << 31:
         raise AttachError(errno.ENOENT, f"{tcp!r} is not an open socket")
+    return fd
+
+
+def descriptor_of(tcp: _socket.socket | int) -> int:
+    """A TCP socket's descriptor, by which it is attached.
+
+    Raises:
+        AttachError: ENOENT, see `number_of`; EOPNOTSUPP, it has TLS that is not the kernel's.
+    """
+    fd = number_of(tcp)
+    # ssl.SSLSocket and its like, whose plain text the kernel never sees.
+    if hasattr(tcp, "pending") and _tcp.upper_protocol(fd) != "tls":
+        raise AttachError(
+            errno.EOPNOTSUPP,
+            f"TCP socket {fd} has TLS in user space, and KCM would take its ciphertext for "
+            "messages; attach a connection with kernel TLS (Linux 6.6 or later), or one to a "
+            "proxy that ends the TLS",
+        )
     return fd

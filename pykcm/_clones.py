@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel
 from pykcm._wait import explained
 
 if TYPE_CHECKING:
-    from pykcm._messages import Port
+    from pykcm._following import Made
     from pykcm.socket import KCMSocket
 
 
@@ -23,7 +22,7 @@ class Clones:
 
     def __init__(self, kcm: KCMSocket) -> None:
         self._kcm = kcm
-        self._made: list[tuple[weakref.ref[KCMSocket], Port]] = []
+        self._made: Made = []  # with the clones that these have made
         # Readable while no transport is left; each clone has a descriptor of it, in whatever
         # process it is.
         self._end = _kernel.Descriptor.event()
@@ -37,8 +36,7 @@ class Clones:
         except BaseException:
             clone.close(0)
             raise
-        clone._follow(end)
-        self._made.append((weakref.ref(clone), clone._port))
+        clone._follow(end, self._made)
         return clone
 
     def may_receive(self) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pykcm import _kernel
+from pykcm import _kernel, _trials
+from pykcm._wait import explained
 from pykcm.errors import KCMOSError
 
 if TYPE_CHECKING:
@@ -61,27 +63,42 @@ def rebuild(
     dividing: tuple[bytes | None, int],
 ) -> KCMSocket:
     """Make one of a ticket for its descriptor, and of one for the event of its clone's end."""
-    kcm = kind.from_fd(_redeem(ticket), max_message_size=max_message_size)
-    kcm._divide_by(*dividing)
-    if end is not None:
-        event = _redeem(end)
-        try:
-            kcm._follow(_kernel.Descriptor.duplicate(event))
-        finally:
-            os.close(event)
-    return kcm
+    given = _redeem(ticket)
+    fd = given.fileno()
+    type_ = _kernel.get_integer(fd, socket.SOL_SOCKET, socket.SO_TYPE)
+    kcm = kind(type_, max_message_size=max_message_size)
+    try:
+        # In the place of a descriptor that has its owner already, as `dup` does it.
+        os.dup2(fd, kcm.fileno(), inheritable=False)
+        given.close()
+        kcm._port.keeps_rest = type_ == socket.SOCK_SEQPACKET and _trials.seqpacket_keeps_the_rest()
+        kcm._port.shared = True
+        kcm._divide_by(*dividing)
+        if end is not None:
+            kcm._follow(_redeem(end))
+        return kcm
+    except BaseException:
+        kcm.close(0)
+        raise
 
 
-def _redeem(ticket: Any) -> int:
+def _redeem(ticket: Any) -> _kernel.Descriptor:
+    """What a ticket stands for; close-on-exec, which what has come is not."""
     from multiprocessing import AuthenticationError
 
+    fd = -1
     try:
-        fd: int = ticket.detach()
+        fd = ticket.detach()
+        with explained():
+            return _kernel.Descriptor.duplicate(fd)
     except (OSError, EOFError, AuthenticationError) as error:
+        if isinstance(error, KCMOSError):
+            raise
         raise KCMOSError(
             getattr(error, "errno", None) or errno.EPERM,
             "the KCM socket was not handed over: the process that pickled it must run on, and be "
             f"of the same user and with the same authkey, and each pickle serves once ({error!r})",
         ) from error
-    os.set_inheritable(fd, False)
-    return fd
+    finally:
+        if fd >= 0:
+            os.close(fd)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel, _tcp
-from pykcm._attaching import descriptor_of
+from pykcm._attaching import number_of
 from pykcm._wait import Steps, Wait, explained
 from pykcm.errors import ArgumentError, Disconnected, FramingError, KCMOSError, MessageCut
 from pykcm.framing.field import LARGEST_HEADER
@@ -35,7 +35,7 @@ def steps(framing: Framing, tcp: socket.socket, begun: bytes) -> Steps[bytes]:
         if length < len(begun):
             raise ArgumentError("begun", f"goes on for {len(begun) - length} bytes after a message")
         return bytes(begun)
-    fd = descriptor_of(tcp)
+    fd = number_of(tcp)
     if hasattr(tcp, "pending"):  # ssl.SSLSocket, which has bytes of its own
         raise KCMOSError(errno.EOPNOTSUPP, "a message cannot be read off a TLS socket")
     have = len(begun)

@@ -8,23 +8,21 @@ import operator
 import os
 import socket as _socket
 import sys
-import warnings
 import weakref
 from typing import TYPE_CHECKING
 
 from pykcm import _explain, _kernel, _tcp, _trials
-from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of
+from pykcm._attaching import LARGEST_MESSAGE, Attaching, Delineation, descriptor_of, number_of
 from pykcm._binding import lib
 from pykcm._closing import Closing
 from pykcm._following import Following
 from pykcm._forking import lock
-from pykcm._messages import Port, late_with, unread_text
+from pykcm._messages import Port, late_with
 from pykcm._wait import IDLE, Readable, SendSpace, Steps, Wait, explained
 from pykcm.errors import (
     ArgumentError,
     KCMOSError,
     UnavailableError,
-    UnreadWarning,
 )
 
 if TYPE_CHECKING:
@@ -119,17 +117,18 @@ class KCMSocket(Closing, Following):
                 errno.EAFNOSUPPORT, f"descriptor {fd} is not a KCM socket (its family is {family})"
             )
         keeps = type_ == _socket.SOCK_SEQPACKET and _trials.seqpacket_keeps_the_rest()
-        self = cls(type_, max_message_size=max_message_size, _fileno=number)
-        self._port.keeps_rest = keeps
-        if framing is not None or batch != 1:
-            try:
+        self = cls.__new__(cls)  # before it has the descriptor, so that it can let go of it
+        try:
+            self.__init__(type_, max_message_size=max_message_size, _fileno=number)  # type: ignore[misc]
+            self._port.keeps_rest = keeps
+            if framing is not None or batch != 1:
                 self._attaching.divide(self._port, framing, batch)  # type: ignore[arg-type]
                 self._have_told()
-            except BaseException:
-                self.detach()
-                raise
-        self._port.shared = self._attaching.has_siblings = True
-        return self
+            self._port.shared = self._attaching.has_siblings = True
+            return self
+        except BaseException:
+            self._disown()
+            raise
 
     def __repr__(self) -> str:
         type_ = getattr(self.type, "name", self.type)
@@ -174,8 +173,9 @@ class KCMSocket(Closing, Following):
         Raises:
             AttachError: ENOENT (not a socket), EBADF or EINVAL (not a socket filter program),
                 EOPNOTSUPP (not a connected TCP socket, or one with TLS that this kernel would not
-                decrypt), ENOTCONN (still connecting), EALREADY (attached already, to any
-                multiplexor), ENOBUFS (the receive buffer is too small for the framing's maximum).
+                decrypt, or with Python's ssl), ENOTCONN (still connecting), EALREADY (attached
+                already, to any multiplexor), ENOBUFS (the receive buffer is too small for the
+                framing's maximum).
             CapabilityError, UnavailableError, VerifierError: the framing's program could not be
                 loaded; see `Framing.load`.
             FramingDefinitionError: the framing has no such batch, or the verifier takes none.
@@ -216,7 +216,7 @@ class KCMSocket(Closing, Following):
             AttachError: ENOENT (not a socket, or not attached to this multiplexor), EALREADY (being
                 unattached by somebody else).
         """
-        tcp_fd = descriptor_of(tcp)
+        tcp_fd = number_of(tcp)
         try:
             _kernel.unattach(self._fd(), tcp_fd)
         except OSError as error:
@@ -237,6 +237,7 @@ class KCMSocket(Closing, Following):
             KCMOSError: EMFILE or ENFILE (too many descriptors).
         """
         self._fd()
+        end = self._end_again()
         other = KCMSocket(self.type, max_message_size=self.max_message_size)
         try:
             # In the place of a descriptor that has its owner already.
@@ -246,29 +247,25 @@ class KCMSocket(Closing, Following):
             raise _explain.explain(error, _explain.CLONE) from error
         other._port.keeps_rest = self._port.keeps_rest
         self._have_divided_by(other)
+        if end is not None:
+            other._follow(end, self._made)
         return other
 
     def dup(self) -> Self:
         """The same socket through another descriptor, close-on-exec."""
         self._fd()
+        end = self._end_again()
         other = type(self)(self.type, max_message_size=self.max_message_size)
         os.dup2(self._fd(), other.fileno(), inheritable=False)
         other.settimeout(self.gettimeout())
         other._port.keeps_rest = self._port.keeps_rest
         self._have_divided_by(other)
+        if end is not None:
+            other._follow(end, self._made)
         self._port.shared = other._port.shared = True
         with lock:
             self._count_in(other)
         return other
-
-    def _count_in(self, other: Self) -> None:
-        if not self._same:
-            self._same.append(weakref.ref(self))
-        # The dead are let go of, but not by a new list, of which others would not know.
-        for each in [each for each in self._same if each() is None]:
-            self._same.remove(each)
-        self._same.append(weakref.ref(other))
-        other._same = self._same
 
     def fileno(self) -> int:
         """The descriptor, -1 when the socket is closed.
@@ -319,17 +316,6 @@ class KCMSocket(Closing, Following):
             self._port.set_rule(rule, most)
             self._have_told()
         self._attaching.has_siblings = True
-
-    def detach(self) -> int:
-        """As for `socket.socket`: the descriptor, which is the caller's to close."""
-        described, unread = repr(self), self._unread()
-        self._port.fd = -1
-        self._port.shared = True
-        self._let_go()
-        fd = super().detach()
-        if unread:
-            warnings.warn(unread_text(described, unread), UnreadWarning, stacklevel=2)
-        return fd
 
     @property
     def recv_disabled(self) -> bool:

@@ -93,3 +93,24 @@ def test_in_a_process_of_another_user(world: World) -> None:
 def test_nothing_is_imported_for_it() -> None:
     code = "import sys, pykcm.socket; assert 'multiprocessing' not in sys.modules"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+@pytest.mark.parametrize("step", ["pykcm._kernel.get_integer", "os.dup2"])
+def test_one_that_cannot_be_made_anew_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The number that had come belonged to nobody."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError(step)
+
+    pickle.loads(ticket(world.mux.socket)).close()  # what the standard library starts for it
+    tickets = [ticket(world.mux.socket) for _ in range(4)]
+    gc.collect()
+    before = len(descriptors())  # with those of the tickets
+    with monkeypatch.context() as patch:
+        patch.setattr(step, fail)
+        for data in tickets:
+            with pytest.raises(RuntimeError):
+                pickle.loads(data)
+    eventually(lambda: len(descriptors()) <= before - len(tickets))
