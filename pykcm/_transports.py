@@ -67,7 +67,7 @@ class Transport:
         self.error = _kernel.integer()
         self.options = _tcp.Options()
         self.peer: Any = None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # attaching names what is no socket
             self.peer = tcp.getpeername()
         self.target: int | None = None
         self.left = -1
