@@ -505,6 +505,52 @@ def test_a_leader_that_is_cancelled_hands_on(world: World) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_loop_that_stood_still(
+    world: World, monkeypatch: pytest.MonkeyPatch, backend: str, thread: bool
+) -> None:
+    """A task takes the lead while the loop still waits for the one that had it before."""
+    monkeypatch.setattr("pykcm.exchange._STALLED", 0.1)
+    monkeypatch.setattr("pykcm._driving._LOOK", 0.05)
+    exchange = Exchange(world.mux, (0, 4))
+    between = threading.Thread(target=lambda: exchange.request(message(2), timeout=PATIENCE))
+
+    def stand_still() -> None:
+        if thread:  # which leads meanwhile, and leaves
+            between.start()
+            between.join()
+        else:
+            time.sleep(0.2)
+
+    async def on_asyncio() -> None:
+        first = asyncio.ensure_future(exchange.arequest(message(1)))
+        await in_flight(exchange, 1)
+        stand_still()
+        assert await asyncio.wait_for(exchange.arequest(message(3)), PATIENCE) == message(3)
+        world.wire.send(message(1))
+        assert await asyncio.wait_for(first, PATIENCE) == message(1)
+
+    async def on_trio() -> None:
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(exchange.arequest, message(1))
+                while not exchange._book.waiting:
+                    await trio.sleep(0.001)
+                await trio.sleep(0.01)  # until it waits
+                stand_still()
+                assert await exchange.arequest(message(3)) == message(3)
+                world.wire.send(message(1))
+
+    def slowly(request: bytes) -> list[bytes]:
+        time.sleep(0.02)  # so that it is waited for
+        return [request] if number_of(request) > 1 else []
+
+    with server(world, slowly):
+        asyncio.run(on_asyncio()) if backend == "asyncio" else trio.run(on_trio)
+    assert not exchange.strays
+
+
 def test_threads_and_loops_together(world: World) -> None:
     exchange = Exchange(world.mux, (0, 4), renumber=True)
     wrong: list[object] = []
