@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import json
 import pickle
 import random
 import resource
@@ -216,6 +217,33 @@ def test_answers_nobody_asked_for(world: World) -> None:
         (b"\1", StrayReason.NO_KEY),
         (message(99), StrayReason.UNASKED),
     ]
+
+
+@pytest.mark.parametrize("poison", [b"[]", b"{}", b"\xff", b'{"id": []}', b"1"])
+def test_an_answer_that_the_key_is_not_made_for(world: World, poison: bytes) -> None:
+    """Whatever the function raises or returns, the Exchange goes on."""
+    exchange = Exchange(world.mux, lambda data: json.loads(data)["id"])
+    with server(world, lambda request: [poison, request]):
+        for number in range(2):
+            request = json.dumps({"id": number}).encode()
+            assert exchange.request(request, timeout=PATIENCE) == request
+    assert list(exchange.strays) == [(poison, StrayReason.NO_KEY)] * 2
+
+
+def test_an_interrupt_in_the_key_keeps_the_answer(world: World) -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    def key(data: bytes) -> bytes:
+        if data.endswith(b"!") and interrupts:
+            raise interrupts.pop()
+        return data[:4]
+
+    exchange = Exchange(world.mux, key)
+    with server(world, lambda request: [request + b"!"]):
+        with pytest.raises(KeyboardInterrupt):
+            exchange.request(message(1), timeout=PATIENCE)
+        assert exchange.request(message(2), timeout=PATIENCE) == message(2, b"!")
+    assert list(exchange.strays) == [(message(1, b"!"), StrayReason.LATE)]
 
 
 def test_a_late_answer_is_not_that_of_the_next(world: World, clock: Clock) -> None:
