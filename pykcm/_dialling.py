@@ -45,8 +45,15 @@ def _late() -> TimeoutError:
     return TimeoutError("timed out: there are fewer connections than the pool's size")
 
 
+def _call(connect: Connect) -> socket.socket | Awaitable[socket.socket]:
+    try:
+        return connect()
+    except StopIteration as error:  # as of `next(hosts)`; it would be taken for the steps' end
+        raise RuntimeError("connect raised StopIteration") from error
+
+
 def _dial(connect: Connect) -> socket.socket:
-    tcp = connect()
+    tcp = _call(connect)
     if isinstance(tcp, Awaitable):
         if inspect.iscoroutine(tcp):
             tcp.close()
@@ -82,5 +89,5 @@ async def _adial(connect: Connect) -> socket.socket:
         tcp = connect()
     else:
         # In a tuple, since Trio takes no function that returns a coroutine.
-        (tcp,) = await anyio.to_thread.run_sync(lambda: (connect(),))
+        (tcp,) = await anyio.to_thread.run_sync(lambda: (_call(connect),))
     return await tcp if isinstance(tcp, Awaitable) else tcp

@@ -295,6 +295,12 @@ def test_what_is_not_tried_again(mux: Multiplexor, server: Server) -> None:
     with pytest.raises(AttachError, match="None is not an open socket"):
         Pool(mux, lambda: None, 1).fill()  # type: ignore[arg-type,return-value]
 
+    hosts: Iterator[socket.socket] = iter(())
+    with pytest.raises(RuntimeError, match="StopIteration"):  # not taken for the end of the work
+        Pool(mux, lambda: next(hosts), 1).fill()
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(Pool(mux, lambda: next(hosts), 1).afill())
+
     async def asynchronous() -> socket.socket:
         return server.connect()
 
