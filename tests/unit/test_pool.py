@@ -218,39 +218,50 @@ def test_a_pool_is_used_again(mux: Multiplexor, server: Server) -> None:
         calls.append(None)
         if refusing:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "no")
+        made.append(None)
         return server.connect()
 
     calls: list[None] = []
+    made: list[None] = []
     pool = Pool(mux, connect, 1, attempts=3, backoff=QUICK)
     for _ in range(2):
         with pytest.raises(ConnectFailed, match=r"^3 attempts"):
             pool.fill()
     assert len(calls) == 6
-    refusing.clear()
-    with pytest.raises(ConnectFailed, match=r"^3 attempts"), pool:
-        eventually(lambda: len(server.accepted) == 1)
-        refusing.append(True)
-        server.accepted[0].close()
-        eventually(lambda: pool.failure is not None)
-    refusing.clear()
-    with pool:
-        assert pool.failure is None
-    asyncio.run(enter(pool))
-    for _ in range(2):
+    for enter in (enter_block, lambda pool: asyncio.run(enter_async_block(pool))):
+        refusing.clear()
+        with pytest.raises(ConnectFailed, match=r"^3 attempts"), pool:
+            eventually(lambda: len(server.accepted) == len(made))
+            refusing.append(True)
+            server.accepted[-1].close()
+            eventually(lambda: pool.failure is not None)
+        refusing.clear()
+        run_and_stop(pool, mux)
+        enter(pool)
         mux.unattach(mux.transports[0])
-        thread = threading.Thread(target=pool.run)
-        thread.start()
-        eventually(lambda: len(mux.transports) == 1)
-        pool.stop()
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+        for _ in range(2):
+            run_and_stop(pool, mux)
+            mux.unattach(mux.transports[0])
     pool.stop()  # with none under way: it is the next one's
-    mux.unattach(mux.transports[0])
     pool.run()
     assert not mux.transports
 
 
-async def enter(pool: Pool) -> None:
+def run_and_stop(pool: Pool, mux: Multiplexor) -> None:
+    thread = threading.Thread(target=pool.run)
+    thread.start()
+    eventually(lambda: len(mux.transports) == 1)
+    pool.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def enter_block(pool: Pool) -> None:
+    with pool:
+        assert pool.failure is None
+
+
+async def enter_async_block(pool: Pool) -> None:
     async with pool:
         assert pool.failure is None
 
