@@ -20,9 +20,13 @@ KEY = (4, 4)
 def connect(port: int) -> socket.socket:
     """Dial, and say who we are: all connections of one name are one peer."""
     tcp = socket.create_connection(("127.0.0.1", port), timeout=10)
-    tcp.sendall(b"HELLO threads-%d\n" % os.getpid())
-    if Delimiter(b"\n").read_message(tcp, timeout=10) != b"OK\n":
-        raise ConnectionError("the server does not know this protocol")
+    try:
+        tcp.sendall(b"HELLO threads-%d\n" % os.getpid())
+        if Delimiter(b"\n").read_message(tcp, timeout=10) != b"OK\n":
+            raise ConnectionError("the server does not know this protocol")
+    except BaseException:
+        tcp.close()
+        raise
     return tcp
 
 

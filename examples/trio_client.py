@@ -20,13 +20,17 @@ from pykcm import Delimiter, Exchange, Multiplexor, Pool, protocols
 async def connect(port: int) -> socket.socket:
     """Dial, and say who we are, without holding up other tasks."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
-    await stream.send_all(b"HELLO trio-%d\n" % os.getpid())
     # Trio reads nothing unless it is asked, so the stream's socket can be used as it is.
     tcp = socket.socket(fileno=os.dup(stream.socket.fileno()))
-    await stream.aclose()
-    with trio.fail_after(10):
-        if await Delimiter(b"\n").aread_message(tcp) != b"OK\n":
-            raise ConnectionError("the server does not know this protocol")
+    try:
+        async with stream:
+            await stream.send_all(b"HELLO trio-%d\n" % os.getpid())
+        with trio.fail_after(10):
+            if await Delimiter(b"\n").aread_message(tcp) != b"OK\n":
+                raise ConnectionError("the server does not know this protocol")
+    except BaseException:
+        tcp.close()
+        raise
     return tcp
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import functools
 import select
 from _thread import RLock
 from typing import TYPE_CHECKING
 
 from pykcm import _kernel
-from pykcm._wait import SendSpace, Wait, explained
-from pykcm.errors import Disconnected
+from pykcm._wait import SendSpace, Wait, apause, checkpoint, explained
+from pykcm.errors import Disconnected, KCMOSError
 
 if TYPE_CHECKING:
     from pykcm._requests import Book, Request
@@ -138,3 +139,17 @@ class Driver:
         elif self._space and not self._unsent:
             self._space.close()  # and so is taken out of the epoll
             self._space = None
+
+
+async def apause_in_turn(wait: Wait) -> None:
+    """Wait in a task; at once, if a task of the same loop that drove before waits still.
+
+    Its loop stood still, and so it lost the lead.  Its time is over, but it has not run yet: it
+    does while this one looks again.
+    """
+    try:
+        await apause(wait)
+    except KCMOSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        await checkpoint()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pykcm import _kernel, _tcp
 from pykcm._attaching import descriptor_of
+from pykcm._failures import failures
 from pykcm._wait import Wait, explained
 from pykcm.errors import AttachError, ConnectFailed, Disconnected, KCMOSError
 
@@ -33,11 +34,16 @@ Steps: TypeAlias = Generator[Wait | None, Any, None]
 # How often to look, in seconds, though nothing was told: nothing is of an `unattach`.
 _LOOK = 1.0
 
+# In seconds: one that served, but not for longer, is not replaced at once, or a server that says a
+# word and closes would be dialled without end.
+_BRIEF = 1.0
+
 
 class _Member(NamedTuple):
     tcp: socket.socket
     fd: _kernel.Descriptor  # ours, to ask it by when the other is closed
     received: int
+    since: float
 
 
 class Keeping:
@@ -70,13 +76,16 @@ class Keeping:
         """End the steps."""
         self._stopped.set_event(True)
 
+    def stopped(self) -> None:
+        """They have ended: those that come next are not stopped."""
+        self._stopped.set_event(False)
+
     def begin(self) -> Steps:
         """The steps, though they were stopped before."""
-        self._stopped.set_event(False)
-        return self.steps()
+        return self.steps(anew=True)
 
-    def steps(self) -> Steps:
-        """Go on until stopped.
+    def steps(self, anew: bool = False) -> Steps:
+        """Go on until stopped, which counts for no others then.
 
         Raises:
             KCMOSError: EBUSY, another call keeps them.
@@ -84,42 +93,48 @@ class Keeping:
         if not self._kept.acquire(blocking=False):
             raise KCMOSError(errno.EBUSY, "the pool is kept already, by a `with` block or a call")
         try:
+            self._failures = 0
+            if anew:
+                self.stopped()
             while True:
                 if _kernel.is_readable(self._stopped.fileno()):
                     return
                 self._told.set_event(False)
                 self._mux._check()
                 self._mux._look()
-                error = self._count_the_dead()
+                error, brief = self._count_the_dead()
                 if len(self._mux.transports) >= self._size:
                     since = time.monotonic()
                     yield Full(self._events.fileno(), _LOOK)
                     if not self._events.poll(0) and time.monotonic() - since >= _LOOK:
                         self._failures = 0  # they have all lived that long
                     continue
-                if error is None:
+                if error is None and not brief:
                     try:
                         tcp = yield None
-                    except OSError as failed:
+                    except failures() as failed:
                         error = failed
                     else:
                         error = self._attach(tcp)
                 if error is not None:
                     yield Wait(self._stopped.fileno(), self._pause_after(error))
+                elif brief:
+                    yield Wait(self._stopped.fileno(), _shortened(self._backoff[0]))
         finally:
             # Or our descriptors would keep connections open that the Multiplexor has closed.
             for member in self._members:
                 member.fd.close()
             self._members.clear()
+            self.stopped()
             self._kept.release()
 
-    def _pause_after(self, error: OSError) -> float:
+    def _pause_after(self, error: Exception) -> float:
         self._failures += 1
         if self._attempts is not None and self._failures >= self._attempts:
             raise ConnectFailed.after(self._failures, error) from error
         first, longest = self._backoff
         pause: float = min(first * 2.0 ** min(self._failures - 1, 64), longest)
-        return pause * random.uniform(0.5, 1)
+        return _shortened(pause)
 
     def _attach(self, tcp: socket.socket) -> OSError | None:
         received = 0
@@ -146,20 +161,27 @@ class Keeping:
                 ):
                     return error
             raise
-        self._members.append(_Member(tcp, fd, received))
+        self._members.append(_Member(tcp, fd, received, time.monotonic()))
         return None
 
-    def _count_the_dead(self) -> OSError | None:
-        """Whether one has ended that was of no use."""
+    def _count_the_dead(self) -> tuple[Exception | None, bool]:
+        """Whether one has ended that was of no use, and whether one has that served briefly."""
         attached = {id(tcp) for tcp in self._mux.transports}
-        error = None
+        error: Exception | None = None
+        brief = False
         for member in [member for member in self._members if id(member.tcp) not in attached]:
             # A FIN counts as a byte.
             if _tcp.bytes_received(member.fd.fileno()) > member.received + 1:
                 self._failures = 0
+                brief |= time.monotonic() - member.since < _BRIEF
             else:
                 text = "a connection ended before anything was received on it"
                 error = Disconnected(errno.ECONNRESET, text)
             self._members.remove(member)
             member.fd.close()
-        return error
+        return error, brief
+
+
+def _shortened(pause: float) -> float:
+    """At random, so that those who lost a server together do not all dial it together."""
+    return pause * random.uniform(0.5, 1)

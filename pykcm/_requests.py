@@ -115,6 +115,11 @@ class Book:
                 raise ArgumentError(name, f"must be seconds, 0 or more, not {seconds!r}")
         self._key = _reader("key", key)
         self._answer_key = self._key if answer_key is None else _reader("answer_key", answer_key)
+        # What a function says of a message is the peer's to choose: whatever it raises, or returns
+        # that can't be hashed, must not keep the message for ever.
+        self._no_key: tuple[type[Exception], ...] = (
+            _NO_KEY if isinstance(self._answer_key, _FieldReader) else (Exception,)
+        )
         self._fields = self._whole_fields() if renumber else None
         self._number = -1
         self._grace, self._hold = grace, hold
@@ -165,7 +170,7 @@ class Book:
                 break
         else:
             raise KCMOSError(
-                errno.EBUSY, f"all {count} numbers are of requests in flight or given up"
+                errno.EBUSY, f"all {count} numbers belong to requests in flight or given up"
             )
         request.key = number
         request.own = request.message[field.offset : field.end]
@@ -179,7 +184,7 @@ class Book:
             try:
                 key = self._answer_key(message)
                 request = self.waiting.get(key)
-            except _NO_KEY:
+            except self._no_key:
                 self.strays.append(Stray(message, StrayReason.NO_KEY))
                 return
             if request is None:

@@ -106,12 +106,13 @@ class ConnectFailed(KCMOSError, ConnectionError):  # noqa: N818
         return type(self), (self.errno or 0, self.strerror or "", self.attempts)
 
     @classmethod
-    def after(cls, attempts: int, error: OSError) -> ConnectFailed:
+    def after(cls, attempts: int, error: Exception) -> ConnectFailed:
         """The error for so many attempts, the last of which failed so."""
-        number = error.errno or 0
+        number = getattr(error, "errno", None) or 0
         if number not in _errno.errorcode:  # of getaddrinfo's errors, for one
             number = _errno.EHOSTUNREACH
-        text = f"{attempts} attempts to connect have failed, the last with: {error}"
+        last = str(error) or repr(error)
+        text = f"{attempts} attempts to connect have failed, the last with: {last}"
         return cls(number, text, attempts)
 
 

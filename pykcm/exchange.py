@@ -13,9 +13,9 @@ import time
 from _thread import RLock
 from typing import TYPE_CHECKING
 
-from pykcm._driving import Driver
+from pykcm._driving import Driver, apause_in_turn
 from pykcm._requests import Book, Key, Request, Stray, in_task, in_thread
-from pykcm._wait import IDLE, Wait, apause, checkpoint, deadline_after, pause
+from pykcm._wait import IDLE, Wait, checkpoint, deadline_after, pause
 from pykcm.errors import Disconnected, KCMOSError, OutcomeUnknown
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Exchange:
         try:
             while True:
                 wait = next(steps)
-                await (apause(wait) if isinstance(wait, Wait) else wait.event.wait())
+                await (apause_in_turn(wait) if isinstance(wait, Wait) else wait.event.wait())
         except StopIteration as end:
             answer: bytes = end.value
             return answer

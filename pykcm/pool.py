@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
-import socket
 import threading
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from pykcm._keeping import Full, Keeping, Steps
-from pykcm._wait import apause, checkpoint, deadline_after, pause
+from pykcm._dialling import adrive, drive
+from pykcm._keeping import Keeping, Steps
+from pykcm._wait import deadline_after
 from pykcm.errors import ArgumentError
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+
     from typing_extensions import Self
 
     from pykcm.multiplexor import Multiplexor
@@ -27,16 +28,21 @@ class Pool:
     with pool:` has a task do so, on asyncio or Trio.  `fill` and `run`, `afill` and `arun` are for
     those who have a thread or task for it.  Connections are dialled one after the other.
 
-    A dial that fails is tried again after a pause, which doubles each time, and of which a random
-    half is left out.  So is one whose connection ends before anything is received on it, as of a
-    server that closes at once.  After a connection that served, the next is dialled without one.
+    A dial that fails is tried again after a pause, which doubles each time, each shortened at
+    random by up to half.  The same goes for a connection that ends before anything is received, as
+    with a server that closes at once.  One that served is replaced without a pause; or, if it lived
+    for less than a second, after the first.
+
+    Leaving a block waits for a `connect` under way.
 
     Args:
         mux: what the connections are for; they are handed over to it.
         connect: dials, hand-shakes and returns a connected `socket.socket`.  An OSError of it (a
-            name that does not resolve, a refusal, a handshake that was cut or timed out) has it
-            tried again; any other exception ends the trying.  It should have a time-out.  The
-            asynchronous calls await it if it is a coroutine function, and else use a thread.
+            name that does not resolve, a refusal, a handshake that was cut or timed out), an
+            EOFError, or what streams of asyncio, Trio and anyio raise in the place of these, has it
+            tried again; any other exception ends the trying.  It should have a time-out; that of
+            `socket.create_connection` does not cover the lookup of a name.  The asynchronous calls
+            call it in a thread if it is no coroutine function, and await an awaitable it returns.
         size: how many connections.
         attempts: how many failures in a row end the trying; None for never.
         backoff: the first pause and the longest, in seconds.
@@ -77,56 +83,45 @@ class Pool:
             KCMOSError: EBUSY, the pool is kept already, by a `with` block or another call.
         """
         with contextlib.closing(self._keeping.begin()) as steps:
-            self._drive(steps, deadline_after(timeout), forever=False)
+            drive(steps, self._connect, deadline_after(timeout), forever=False)
 
     def run(self) -> None:
         """As `fill`, and go on until `stop`."""
         with contextlib.closing(self._keeping.steps()) as steps:
-            self._drive(steps, math.inf, forever=True)
+            drive(steps, self._connect, math.inf, forever=True)
 
     async def afill(self) -> None:
         """As `fill`, on asyncio or Trio, without a limit; use the event loop's own."""
         with contextlib.closing(self._keeping.begin()) as steps:
-            await self._adrive(steps, forever=False)
+            await adrive(steps, self._connect, forever=False)
 
     async def arun(self) -> None:
         """As `run`, on asyncio or Trio; it may be cancelled."""
         with contextlib.closing(self._keeping.steps()) as steps:
-            await self._adrive(steps, forever=True)
+            await adrive(steps, self._connect, forever=True)
 
     def stop(self) -> None:
-        """End `run` and `arun`, from any thread; the connections stay."""
+        """End `run` and `arun`, from any thread; the connections stay.
+
+        With none under way, the next one ends at once; `fill`, `afill` and `with` do not.
+        """
         self._keeping.stop()
 
-    def _fail(self, error: BaseException | None) -> None:
+    def _leave(self, error: BaseException | None) -> None:
+        self._keeping.stopped()
         if self.failure and (error is None or isinstance(error, OSError)):
             raise self.failure
 
     # ---- in threads ----
 
-    def _drive(self, steps: Steps, deadline: float, *, forever: bool) -> None:
-        with contextlib.suppress(StopIteration):
-            wait = next(steps)
-            while True:
-                if isinstance(wait, Full) and not forever:
-                    return
-                if wait is not None:
-                    wait = next(steps) if pause(wait, deadline) else steps.throw(_late())
-                    continue
-                try:
-                    tcp = self._connect()
-                except OSError as error:
-                    wait = steps.throw(error)
-                else:
-                    wait = steps.send(tcp)
-
     def __enter__(self) -> Self:
         steps = self._keeping.begin()
         try:
-            self._drive(steps, math.inf, forever=False)
+            drive(steps, self._connect, math.inf, forever=False)
         except BaseException:
             steps.close()
             raise
+        self.failure = None  # of the block before
         self._keeper = threading.Thread(
             target=self._keep, args=[steps], name="pykcm.Pool", daemon=True
         )
@@ -136,48 +131,24 @@ class Pool:
     def _keep(self, steps: Steps) -> None:
         with contextlib.closing(steps):
             try:
-                self._drive(steps, math.inf, forever=True)
+                drive(steps, self._connect, math.inf, forever=True)
             except Exception as error:
                 self.failure = error
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.stop()
         self._keeper.join()
-        self._fail(error)
+        self._leave(error)
 
     # ---- in tasks ----
-
-    async def _adrive(self, steps: Steps, *, forever: bool) -> None:
-        await checkpoint()
-        with contextlib.suppress(StopIteration):
-            wait = next(steps)
-            while True:
-                if isinstance(wait, Full) and not forever:
-                    return
-                if wait is not None:
-                    await apause(wait)
-                    wait = next(steps)
-                    continue
-                try:
-                    tcp = await self._aconnect()
-                except OSError as error:
-                    wait = steps.throw(error)
-                else:
-                    wait = steps.send(tcp)
-
-    async def _aconnect(self) -> Any:
-        import anyio.to_thread
-
-        if inspect.iscoroutinefunction(self._connect):
-            return await self._connect()
-        return await anyio.to_thread.run_sync(self._connect)
 
     async def __aenter__(self) -> Self:
         import anyio
 
         steps = self._keeping.begin()
         try:
-            await self._adrive(steps, forever=False)
+            await adrive(steps, self._connect, forever=False)
+            self.failure = None
             self._keeper = anyio.create_task_group()
             await self._keeper.__aenter__()
         except BaseException:
@@ -189,7 +160,7 @@ class Pool:
     async def _akeep(self, steps: Steps) -> None:
         with contextlib.closing(steps):
             try:
-                await self._adrive(steps, forever=True)
+                await adrive(steps, self._connect, forever=True)
             except Exception as error:
                 self.failure = error
 
@@ -197,8 +168,4 @@ class Pool:
         self.stop()
         self._keeper.cancel_scope.cancel()
         await self._keeper.__aexit__(None, None, None)
-        self._fail(error)
-
-
-def _late() -> TimeoutError:
-    return TimeoutError("timed out: there are fewer connections than the pool's size")
+        self._leave(error)

@@ -19,7 +19,7 @@ from pykcm.cli._session import Session
 _EXIT_STATUS = """\b
 Exit status:
   0  done: every message that went out has its answer
-  1  it failed, or a line was no message
+  1  it failed, or a line was not a message
   2  a mistake in the command line
   3  messages are unanswered
   4  a connection was lost

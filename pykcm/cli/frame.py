@@ -139,7 +139,7 @@ def _list(as_json: bool) -> None:
         return
     formatter = click.get_current_context().make_formatter()
     formatter.write_text(
-        "A message does not say which connection it came by, and a send chooses none."
+        "A message does not say which connection it came by, and a send cannot choose one."
     )
     for heading, connections in (
         ("Many connections can share a multiplexor:", "many"),

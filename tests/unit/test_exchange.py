@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import json
 import pickle
 import random
 import resource
@@ -216,6 +217,33 @@ def test_answers_nobody_asked_for(world: World) -> None:
         (b"\1", StrayReason.NO_KEY),
         (message(99), StrayReason.UNASKED),
     ]
+
+
+@pytest.mark.parametrize("poison", [b"[]", b"{}", b"\xff", b'{"id": []}', b"1"])
+def test_an_answer_that_the_key_is_not_made_for(world: World, poison: bytes) -> None:
+    """Whatever the function raises or returns, the Exchange goes on."""
+    exchange = Exchange(world.mux, lambda data: json.loads(data)["id"])
+    with server(world, lambda request: [poison, request]):
+        for number in range(2):
+            request = json.dumps({"id": number}).encode()
+            assert exchange.request(request, timeout=PATIENCE) == request
+    assert list(exchange.strays) == [(poison, StrayReason.NO_KEY)] * 2
+
+
+def test_an_interrupt_in_the_key_keeps_the_answer(world: World) -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    def key(data: bytes) -> bytes:
+        if data.endswith(b"!") and interrupts:
+            raise interrupts.pop()
+        return data[:4]
+
+    exchange = Exchange(world.mux, key)
+    with server(world, lambda request: [request + b"!"]):
+        with pytest.raises(KeyboardInterrupt):
+            exchange.request(message(1), timeout=PATIENCE)
+        assert exchange.request(message(2), timeout=PATIENCE) == message(2, b"!")
+    assert list(exchange.strays) == [(message(1, b"!"), StrayReason.LATE)]
 
 
 def test_a_late_answer_is_not_that_of_the_next(world: World, clock: Clock) -> None:
@@ -503,6 +531,52 @@ def test_a_leader_that_is_cancelled_hands_on(world: World) -> None:
         assert await asyncio.wait_for(second, PATIENCE) == message(2)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_loop_that_stood_still(
+    world: World, monkeypatch: pytest.MonkeyPatch, backend: str, thread: bool
+) -> None:
+    """A task takes the lead while the loop still waits for the one that had it before."""
+    monkeypatch.setattr("pykcm.exchange._STALLED", 0.1)
+    monkeypatch.setattr("pykcm._driving._LOOK", 0.05)
+    exchange = Exchange(world.mux, (0, 4))
+    between = threading.Thread(target=lambda: exchange.request(message(2), timeout=PATIENCE))
+
+    def stand_still() -> None:
+        if thread:  # which leads meanwhile, and leaves
+            between.start()
+            between.join()
+        else:
+            time.sleep(0.2)
+
+    async def on_asyncio() -> None:
+        first = asyncio.ensure_future(exchange.arequest(message(1)))
+        await in_flight(exchange, 1)
+        stand_still()
+        assert await asyncio.wait_for(exchange.arequest(message(3)), PATIENCE) == message(3)
+        world.wire.send(message(1))
+        assert await asyncio.wait_for(first, PATIENCE) == message(1)
+
+    async def on_trio() -> None:
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(exchange.arequest, message(1))
+                while not exchange._book.waiting:
+                    await trio.sleep(0.001)
+                await trio.sleep(0.01)  # until it waits
+                stand_still()
+                assert await exchange.arequest(message(3)) == message(3)
+                world.wire.send(message(1))
+
+    def slowly(request: bytes) -> list[bytes]:
+        time.sleep(0.02)  # so that it is waited for
+        return [request] if number_of(request) > 1 else []
+
+    with server(world, slowly):
+        asyncio.run(on_asyncio()) if backend == "asyncio" else trio.run(on_trio)
+    assert not exchange.strays
 
 
 def test_threads_and_loops_together(world: World) -> None:

@@ -15,8 +15,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
+import anyio
 import pytest
 import trio
 
@@ -180,17 +182,88 @@ def test_a_server_that_closes_at_once(
     assert len(server.accepted) == 5
 
 
-def test_a_server_that_closes_after_serving(mux: Multiplexor, server: Server) -> None:
-    """It is dialled again without counting failures."""
+@pytest.mark.parametrize(
+    ("brief", "backoff", "least"), [(PATIENCE, (0.2, 30), 0.1), (0.0, (30, 30), 0.0)]
+)
+def test_a_server_that_closes_after_serving(
+    mux: Multiplexor,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    brief: float,
+    backoff: tuple[float, float],
+    least: float,
+) -> None:
+    """It is dialled again without counting failures, but not without end: one that lived for less
+    than a second has no successor at once."""
+    monkeypatch.setattr("pykcm._keeping._BRIEF", brief, raising=False)
 
     def serve(tcp: socket.socket) -> None:
         eventually(lambda: len(mux.transports) == 1)  # what comes before was not received by it
         tcp.sendall(b"served")
+        assert mux.transports[0].recv(100) == b"served"  # in the place of the kernel
         tcp.close()
 
     server.greet = serve
-    with Pool(mux, server.connect, 1, attempts=2, backoff=(30, 30)):
+    start = time.monotonic()
+    with Pool(mux, server.connect, 1, attempts=2, backoff=backoff):
         eventually(lambda: len(server.accepted) >= 4)
+    assert time.monotonic() - start > 3 * least
+
+
+def test_a_pool_is_used_again(mux: Multiplexor, server: Server) -> None:
+    """Neither a failure nor a stop outlives what it has ended."""
+    refusing = [True]
+
+    def connect() -> socket.socket:
+        calls.append(None)
+        if refusing:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "no")
+        made.append(None)
+        return server.connect()
+
+    calls: list[None] = []
+    made: list[None] = []
+    pool = Pool(mux, connect, 1, attempts=3, backoff=QUICK)
+    for _ in range(2):
+        with pytest.raises(ConnectFailed, match=r"^3 attempts"):
+            pool.fill()
+    assert len(calls) == 6
+    for enter in (enter_block, lambda pool: asyncio.run(enter_async_block(pool))):
+        refusing.clear()
+        with pytest.raises(ConnectFailed, match=r"^3 attempts"), pool:
+            eventually(lambda: len(server.accepted) == len(made))
+            refusing.append(True)
+            server.accepted[-1].close()
+            eventually(lambda: pool.failure is not None)
+        refusing.clear()
+        run_and_stop(pool, mux)
+        enter(pool)
+        mux.unattach(mux.transports[0])
+        for _ in range(2):
+            run_and_stop(pool, mux)
+            mux.unattach(mux.transports[0])
+    pool.stop()  # with none under way: it is the next one's
+    pool.run()
+    assert not mux.transports
+
+
+def run_and_stop(pool: Pool, mux: Multiplexor) -> None:
+    thread = threading.Thread(target=pool.run)
+    thread.start()
+    eventually(lambda: len(mux.transports) == 1)
+    pool.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def enter_block(pool: Pool) -> None:
+    with pool:
+        assert pool.failure is None
+
+
+async def enter_async_block(pool: Pool) -> None:
+    async with pool:
+        assert pool.failure is None
 
 
 def test_a_handshake_that_is_cut(mux: Multiplexor, server: Server) -> None:
@@ -232,6 +305,18 @@ def test_what_is_not_tried_again(mux: Multiplexor, server: Server) -> None:
         Pool(mux, lambda: ours, 1).fill()
     with pytest.raises(AttachError, match="None is not an open socket"):
         Pool(mux, lambda: None, 1).fill()  # type: ignore[arg-type,return-value]
+
+    hosts: Iterator[socket.socket] = iter(())
+    with pytest.raises(RuntimeError, match="StopIteration"):  # not taken for the end of the work
+        Pool(mux, lambda: next(hosts), 1).fill()
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(Pool(mux, lambda: next(hosts), 1).afill())
+
+    async def asynchronous() -> socket.socket:
+        return server.connect()
+
+    with pytest.raises(ArgumentError, match="connect: returns an awaitable"):
+        Pool(mux, asynchronous, 1).fill()
     with pytest.raises(ArgumentError):
         Pool(mux, connect, 0)
     with pytest.raises(ArgumentError):
@@ -336,6 +421,59 @@ def test_asyncio(mux: Multiplexor, server: Server, coroutine: bool) -> None:
                 await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+@pytest.mark.parametrize("run", [asyncio.run, lambda main: trio.run(lambda: main)])
+def test_a_function_that_returns_an_awaitable(
+    mux: Multiplexor, server: Server, run: Callable[[Any], None]
+) -> None:
+    async def connect(server: Server) -> socket.socket:
+        return server.connect()
+
+    run(Pool(mux, lambda: connect(server), 2, attempts=1).afill())
+    assert len(mux.transports) == 2
+
+
+async def cut_asyncio() -> socket.socket:
+    raise asyncio.IncompleteReadError(b"", 4)
+
+
+async def late_asyncio() -> socket.socket:
+    await asyncio.wait_for(asyncio.sleep(PATIENCE), 0)
+    raise AssertionError
+
+
+async def late_trio() -> socket.socket:
+    with trio.fail_after(0):
+        await trio.sleep(PATIENCE)
+    raise AssertionError
+
+
+async def cut_trio() -> socket.socket:
+    raise trio.BrokenResourceError
+
+
+async def cut_anyio() -> socket.socket:
+    raise anyio.EndOfStream
+
+
+async def broken_anyio() -> socket.socket:
+    raise anyio.BrokenResourceError
+
+
+@pytest.mark.parametrize(
+    "connect", [cut_asyncio, late_asyncio, cut_trio, late_trio, cut_anyio, broken_anyio]
+)
+def test_a_handshake_that_fails_with_streams(
+    mux: Multiplexor, connect: Callable[[], Awaitable[socket.socket]]
+) -> None:
+    """Its errors, which are no OSErrors, are failures too."""
+
+    async def main() -> None:
+        await Pool(mux, connect, 1, attempts=3, backoff=QUICK).afill()
+
+    with pytest.raises(ConnectFailed, match=r"^3 attempts.*with: ."):
+        trio.run(main) if connect.__name__.endswith("trio") else asyncio.run(main())
 
 
 def test_asyncio_gives_up(mux: Multiplexor, server: Server) -> None:
