@@ -318,7 +318,7 @@ def main() -> int:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every series that Debian has, and 6.12 on arm64 and s390x",
+        help="every series that Debian has, and 6.12 on arm64, armhf and s390x",
     )
     parser.add_argument(
         "--rt", action="store_true", help="the newest series with PREEMPT_RT, as one more column"

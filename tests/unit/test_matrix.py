@@ -192,7 +192,7 @@ def test_all_series_are_those_of_the_archive_and_make_the_document(
     runs()
     assert matrix.main() == 0
     written = (tmp_path / "docs" / "kernels.md").read_text(encoding="utf-8")
-    names += ["6.12-arm64", "6.12-s390x"]
+    names += ["6.12-arm64", "6.12-armhf", "6.12-s390x"]
     assert f"| check | {' | '.join(names)} |" in written
     assert "and 4 checks that passed on all" in capsys.readouterr().out
 
