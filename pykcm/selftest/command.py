@@ -105,7 +105,9 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
     parser = _parser()
     parser.prog = " ".join(program)
     given = parser.parse_args(arguments)
-    if given.export:
+    if given.export is not None:
+        if not given.export:
+            parser.error("--export: the name of a file is empty")
         return _export(given.export)
     if given.diff:
         return diff.run(*given.diff)
