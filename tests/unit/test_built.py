@@ -20,13 +20,15 @@ RT_BASE = "linux-base-7.3.4+deb13-rt-amd64"
 ELF = b"\x7fELF" + bytes(12)
 
 
-def bzimage(release: str = RELEASE) -> bytes:
+def bzimage(release: str = RELEASE, flags: int = 1) -> bytes:
     head = bytearray(0x400)
+    head[0x1F1] = 1  # a sector, beside the first, and nothing behind
+    head[0x236] = flags
     head[0x1FE:0x200] = b"\x55\xaa"
     head[0x202:0x206] = b"HdrS"
     head[0x20E:0x210] = (0x100).to_bytes(2, "little")
-    head[0x300 : 0x300 + len(release)] = release.encode()
-    head[0x300 + len(release) :] = b" (me@here) #1 SMP\0"
+    version = f"{release} (me@here) #1 SMP\0".encode()
+    head[0x300 : 0x300 + len(version)] = version
     return bytes(head)
 
 
@@ -103,12 +105,41 @@ def test_an_installed_image_has_the_modules_installed_with_it(tmp_path: Path) ->
         ),
         (ELF + b"\0\2\0\x16", "it is a kernel for s390x; this host boots x86_64"),
         (ELF + b"\2\0\x15\0", "it is a kernel for another machine; this host boots x86_64"),
+        (ELF[:4], "it is a kernel for another machine; this host boots x86_64"),
+        (at(0x24, b"\x18\x28\x6f\x01"), "it is a kernel for arm; this host boots x86_64"),
+        (
+            b"\x1f\x8b" + bytes(100),
+            "it is packed by gzip, as kernels for arm64 are; this host boots x86_64",
+        ),
+        (
+            b"MZ\0\0zimg",
+            "it is packed by EFI zboot, as kernels for arm64 are; this host boots x86_64",
+        ),
+        (bzimage()[:520], "it is cut off: 520 bytes of 1024"),
+        (bzimage()[:-1], "it is cut off: 1023 bytes of 1024"),
+        (bzimage(flags=0), "it is a kernel for i386; this host boots x86_64"),
+        (bzimage(""), "it does not say its release; give a bzImage"),
+        (bzimage("6.1-/../x"), "it does not say its release; give a bzImage"),
     ],
 )
 def test_another_image(content: bytes, said: str, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(content)
     assert problem(image) == said
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, "/dev/null"):
+        assert problem(path) == "it is no regular file; give a bzImage"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.touch(0)
+    assert problem(image) == "it can't be read: Permission denied"
 
 
 # --- Directories
