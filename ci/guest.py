@@ -203,6 +203,14 @@ class Run:
             _faults.faults(lines[begin:]) + [f"it became tainted: {name}" for name in new],
         )
 
+    def last_check(self) -> str:
+        """The selftest's check that began last before the console ends; empty if none ran then."""
+        if not self.console.exists():
+            return ""
+        text = self.console.read_text(encoding="utf-8", errors="replace")
+        check = text.rpartition(_faults.NOTE)[2].split() if _faults.NOTE in text else []
+        return check[0] if check and check[0] != _faults.NONE else ""
+
     def last_words(self) -> str:
         """The end of what the kernel wrote on its console."""
         if not self.console.exists():

@@ -186,15 +186,17 @@ def read_peers(column: Column, status: int) -> None:
 def verdict(status: int, unread: list[str], tested: bool, failed: bool) -> str | None:
     """What is wrong with a run in a guest, or None."""
     if status == GUEST_FAILED:
-        return "did not boot, or died; its last words are above"
+        return "did not boot; its last words are above"
     if status == TIMED_OUT:
         return f"was not done after {TIMEOUT} s"
+    if status == KERNEL_FAULTED and (unread or not tested):
+        return "died while it was tested; its last words, and the last check, are above"
+    if status == KERNEL_FAULTED:
+        return "told of a fault of its own; its words are above"
     if unread:
         return f"left no readable {' and '.join(unread)}"
     if not tested:
         return f"ran no test (exit status {status})"
-    if status == KERNEL_FAULTED:
-        return "told of a fault of its own; its words are above"
     return "has checks that failed" if status or failed else None
 
 
@@ -318,7 +320,7 @@ def main() -> int:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every series that Debian has, and 6.12 on arm64 and s390x",
+        help="every series that Debian has, and 6.12 on other machines",
     )
     parser.add_argument(
         "--rt", action="store_true", help="the newest series with PREEMPT_RT, as one more column"

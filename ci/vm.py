@@ -183,6 +183,8 @@ def judge(run: Run, ended: str | None) -> int:
     else:
         say("the guest did not get as far as the command; the kernel's last words:")
     print(run.last_words(), file=sys.stderr)
+    if check := run.last_check():
+        say(f"the last check that began: {check}")
     if ended:
         return TIMED_OUT
     return KERNEL_FAULTED if run.began() else GUEST_FAILED

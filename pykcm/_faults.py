@@ -7,6 +7,7 @@ of the log.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -14,6 +15,10 @@ from pathlib import Path
 
 _TAINTED = Path("/proc/sys/kernel/tainted")
 _KMSG = Path("/dev/kmsg")
+
+# What note() writes before a check's name, and in its place when no check runs any more.
+NOTE = "pykcm: the check that runs: "
+NONE = "none"
 
 # What a line of the log begins with: the level, as in /dev/kmsg or from `dmesg --raw`, and the time
 # and caller, as `dmesg` and the console have them.
@@ -84,6 +89,21 @@ def tainted() -> int:
 def new_taints(before: int, now: int) -> list[str]:
     """The faults by which a taint has become another one, by name."""
     return [name for bit, name in _TAINTS.items() if (now & ~before) >> bit & 1]
+
+
+def note(check: str) -> None:
+    """Say in the kernel's log which check runs, for those who read what a dead kernel said last.
+
+    Where that may not be written, nothing happens.
+    """
+    with contextlib.suppress(OSError):
+        # Opened for each: what is written by one descriptor is limited to 10 lines in 5 s. The
+        # level is one that a guest's console shows.
+        log = os.open(_KMSG, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(log, f"<4>{NOTE}{check}\n".encode())
+        finally:
+            os.close(log)
 
 
 class Watch:

@@ -17,6 +17,7 @@ from ci import qemu, testing, vm
 from ci.guest import BEGIN, GUEST_FAILED, KERNEL_FAULTED, PORTS, TIMED_OUT, Run
 from ci.kernels import ROOT
 from ci.testing import UsageError, choose
+from pykcm import _faults
 
 
 def ci(script: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -204,6 +205,31 @@ def test_a_kernel_that_hangs(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     left(run, None, "0\n")
     assert vm.judge(run, "not done after 5 s") == TIMED_OUT
     assert "ended: not done after 5 s; the kernel's last words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        (["attach.a", "receive.b"], "vm: the last check that began: receive.b\n"),
+        (["attach.a", "receive.b", _faults.NONE], ""),
+        ([""], ""),  # cut off
+        ([], ""),
+    ],
+)
+@pytest.mark.parametrize("ended", [None, "not done after 5 s"])
+def test_the_check_in_which_a_kernel_died_is_named(
+    run: Run,
+    ended: str | None,
+    noted: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    left(run, None, "0\n")
+    with run.console.open("a") as console:
+        for check in noted:
+            console.write(f"[ 3.0][ T17] {_faults.NOTE}{check}\r\n[ 3.1] BUG: x\r\n")
+    vm.judge(run, ended)
+    assert capsys.readouterr().err.rpartition("BUG: x\n")[2].endswith(said)
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the time stamp counter is x86's")

@@ -16,6 +16,7 @@ from typing import ClassVar
 import pytest
 
 from pykcm import _faults, _module
+from pykcm._faults import note
 from pykcm.selftest import deviations, facts, report, runner, versions
 from pykcm.selftest.calls import Calls
 from pykcm.selftest.check import Check, Skip, every
@@ -297,6 +298,61 @@ class TestStatistics:
             assert lab.shown(line.receive_queue) == (2,)
             with pytest.raises(Skip, match="lacks a column"):
                 lab.shown(line.receive_queue, line.tx_bytes)
+
+
+class TestNotes:
+    """The kernel's log says which check runs."""
+
+    @pytest.fixture
+    def log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        log = tmp_path / "kmsg"
+        log.touch()
+        monkeypatch.setattr(_faults, "_KMSG", log)
+        return log
+
+    @pytest.fixture
+    def noted(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        noted: list[str] = []
+        monkeypatch.setattr(_faults, "note", noted.append)
+        return noted
+
+    def test_before_a_check_and_when_all_is_over(self, noted: list[str]) -> None:
+        def looks(lab: Lab) -> None:
+            lab.expect("the notes", noted, ["unit.0"])
+
+        [outcome] = run(looks)
+        assert outcome.status == "pass"
+        assert noted == ["unit.0", "none"]
+
+    def test_no_kernel_to_test(self, noted: list[str]) -> None:
+        job = runner.Job(CHECKS["sockets.dgram_opens"], Calls())
+        assert list(runner.run([job], Environment(no_sockets="no KCM")))
+        assert noted == []
+
+    def test_a_note(self, log: Path) -> None:
+        note("unit.x")
+        assert log.read_text() == "<4>pykcm: the check that runs: unit.x\n"
+
+    def test_a_report_on_the_kernels_console_is_left_whole(
+        self, noted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        active = tmp_path / "active"
+        active.write_text("tty0 ttyS0\n")
+        monkeypatch.setattr(runner, "_CONSOLES", active)
+        monkeypatch.setattr("os.ttyname", lambda _: "/dev/ttyS0")
+        run(lambda _: None)
+        assert noted == []
+        monkeypatch.setattr("os.ttyname", lambda _: "/dev/pts/1")
+        run(lambda _: None)
+        assert noted == ["unit.0", "none"]
+
+    def test_a_log_that_can_not_be_written(self, log: Path) -> None:
+        log.unlink()
+        log.mkdir()
+        note("unit.x")
+
+    def test_no_name_is_a_fault(self) -> None:
+        assert _faults.faults(f"[ 1.0] {_faults.NOTE}{name}" for name in CHECKS) == []
 
 
 class TestFaults:
