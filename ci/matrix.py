@@ -102,6 +102,11 @@ def run_on(
             column.kernel = built.kernel(column.asked)
         except KernelUnavailableError as reason:
             column.problems.append(f"could not be had: {reason}")
+    names: set[str] = set()
+    for column in columns:
+        while column.name in names:
+            column.number += 1
+        names.add(column.name)
     there = [column for column in columns if not column.problems]
     todo = [Job(f"kernel {c.name}", tuple(command(c, arguments, at_once))) for c in there]
     meeting = [c for c in there if c.asked == peers_on and not c.contained]
