@@ -17,7 +17,7 @@ import pytest
 
 from pykcm import _faults, _module
 from pykcm._faults import note
-from pykcm.selftest import deviations, facts, report, runner, versions
+from pykcm.selftest import command, deviations, facts, report, runner, versions
 from pykcm.selftest.calls import Calls
 from pykcm.selftest.check import Check, Skip, every
 from pykcm.selftest.checks import GROUPS
@@ -88,6 +88,22 @@ class TestPlan:
         assert result.returncode == 2
         assert pattern in result.stderr
         assert result.stdout == ""
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "0", "-5", "604801", "3e6"])
+def test_a_stress_without_a_time_is_a_mistake(
+    seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main([f"--stress={seconds}", "--filter", "none"])
+    said = capsys.readouterr().err
+    assert "argument --stress: more than 0, and at most 604800 (a week)" in said
+
+
+def test_a_seed_without_a_stress_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--seed", "1", "--filter", "none"])
+    assert "--seed is nothing without --stress" in capsys.readouterr().err
 
 
 class TestDeviations:
