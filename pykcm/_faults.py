@@ -20,9 +20,21 @@ _KMSG = Path("/dev/kmsg")
 NOTE = "pykcm: the check that runs: "
 NONE = "none"
 
-# What a line of the log begins with: the level, as in /dev/kmsg or from `dmesg --raw`, and the time
-# and caller, as `dmesg` and the console have them.
-_PREFIX = re.compile(r"(?:\d+,\d+,\d+,[^;]*;|<\d+>)?(?:\[ *[\d.]+\] ?)?(?:\[ *[TC]\d+\] ?)?")
+# What a line of the log begins with: the level, as in /dev/kmsg or from `dmesg --raw` or --decode;
+# the time, as of any `dmesg --time-format`, in the journal with the machine; the caller.
+_PREFIX = re.compile(
+    r"""
+    (?: \d+,\d+,\d+,[^;]*; | <\d+>
+      | (?:kern|user|daemon|syslog)[ ]*:(?:emerg|alert|crit|err|warn|notice|info|debug)[ ]*:[ ] )?
+    (?: \[[ ]*\+?[\d.]+\][ ]?
+      | \[\w{3}[ ]\w{3}[ ][\d ]\d[ ][\d:]{8}[ ]\d{4}\][ ]
+      | (?: \d{4}-\d\d-\d\dT[\d:]{8}(?:[.,]\d+)?[+-][\d:]{4,5}
+          | \w{3}[ ][\d ]\d[ ][\d:]{8}(?:\.\d+)? )
+        [ ](?: \S+[ ]kernel:[ ] )? )?
+    (?: \[[ ]*[TC]\d+\][ ]? )?
+    """,
+    re.VERBOSE,
+)
 
 # Of a message without its prefix. It may begin with the name of a part, such as "watchdog: ".
 _FAULT = re.compile(
@@ -47,6 +59,7 @@ _FAULT = re.compile(
   | ^INFO:\ (?:trying\ to\ register\ non-static\ key|suspicious\ RCU)
   | \bunregister_netdevice:\ waiting\ for\b | \bref_tracker:\ .*\ has\ \d+/\d+\ users
   | \bAttempt\ to\ release\ (?:alive\ inet|TCP)\ socket
+  | ^huh,\ entered\ softirq\ | \bfasync\ list\ not\ empty
   | \busercopy:\ Kernel\ memory\ (?:exposure|overwrite)
     """,
     re.VERBOSE,
@@ -152,6 +165,8 @@ class Watch:
                 continue
             if not record:
                 break
-            # What follows the first line are the device's properties.
-            lines.append(record.decode("utf-8", "replace").partition("\n")[0])
+            # What follows the first line are the device's properties.  The first number has the
+            # level in its lowest three bits; where others are set, user space wrote this.
+            if int(record.partition(b",")[0]) < 8:
+                lines.append(record.decode("utf-8", "replace").partition("\n")[0])
         return lines
