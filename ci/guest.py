@@ -30,6 +30,14 @@ KERNEL_FAULTED = 123  # the command succeeded but the kernel told of a fault, or
 TIMED_OUT = 124
 GUEST_FAILED = 125  # the guest did not get as far as the command
 
+# Emulated. Lockups and stalls are told of (docs/test-my-kernel.md), but a busy host is no
+# reason. There is no performance counter for the one that an NMI finds.
+PATIENCE_OPTIONS = (
+    "nmi_watchdog=0",
+    "watchdog_thresh=30",
+    "rcupdate.rcu_cpu_stall_timeout=60",
+)
+
 # Written to the guest's kernel log when the command begins.
 BEGIN = "pykcm: the command begins"
 
