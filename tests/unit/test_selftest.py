@@ -17,7 +17,7 @@ import pytest
 
 from pykcm import _faults, _module
 from pykcm._faults import note
-from pykcm.selftest import command, deviations, facts, report, runner, versions
+from pykcm.selftest import command, deviations, facts, lab, report, runner, versions
 from pykcm.selftest.calls import Calls
 from pykcm.selftest.check import Check, Skip, every
 from pykcm.selftest.checks import GROUPS
@@ -314,6 +314,28 @@ class TestStatistics:
             assert lab.shown(line.receive_queue) == (2,)
             with pytest.raises(Skip, match="lacks a column"):
                 lab.shown(line.receive_queue, line.tx_bytes)
+
+
+@pytest.mark.parametrize(
+    ("option", "form"),
+    # 32 bits with a time_t of 32 bits, and of 64: there the same numbers have a longer form.
+    [(20, "ll"), (0x1006, "ll"), (18, "ll"), (66, "qq"), (0x4040, "qq")],
+)
+def test_a_timeout_has_the_form_of_its_option(
+    option: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[tuple[object, ...]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("socket.SO_RCVTIMEO", option)
+        patched.setattr("struct.pack", lambda *given: packed.append(given))
+        lab.timeval(1.2)
+        lab.timeval(0.004)
+    assert packed == [(form, 1, 200_000), (form, 0, 4_000)]
+
+
+def test_no_check_packs_a_timeout_itself() -> None:
+    for path in Path(lab.__file__).parent.rglob("*.py"):
+        assert '"ll", ' not in path.read_text(encoding="utf-8"), path
 
 
 class TestNotes:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import re
 import socket
-import struct
 import time
 
 from pykcm import _module
 from pykcm.selftest.check import Group, Skip, code
-from pykcm.selftest.lab import SOON, Lab, framed
+from pykcm.selftest.lab import SOON, Lab, framed, timeval
 
 GROUP = Group("resources", "What is left after use: nothing")
 
@@ -94,7 +93,7 @@ def aborted_message_is_freed(lab: Lab) -> None:
         before = lab.calls.free_memory()
         for _ in range(_ABORTS):
             near, far = lab.tcp()
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 4_000))
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(0.004))
             lab.attach(kcm, near, program)
             lab.calls.tcp_send(far, begun)
             lab.posted(near, errno.ETIMEDOUT)
