@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ci.apt import lock, run
-from ci.kernels import CACHE, NAME, ROOT, STOCK, Kernel, KernelUnavailableError, fetch
+from ci.kernels import CACHE, ROOT, Kernel, KernelUnavailableError, fetch, is_series
 
 FRAGMENT = ROOT / "ci" / "kconfig.fragment"
 HERE = os.uname().machine
@@ -38,18 +38,27 @@ PACKED = {"gzip": (0, b"\x1f\x8b"), "EFI zboot": (4, b"zimg")}
 ELF_MACHINES = {62: "x86_64", 183: "aarch64", 22: "s390x", 243: "riscv64", 40: "arm", 3: "i386"}
 
 
+def from_caller(path: Path) -> Path:
+    """A path as it was meant where a script was called, which has gone to the project's root."""
+    return Path(os.environ.get("CALLED_FROM", "."), path)
+
+
+def meant(named: str) -> str:
+    """A series' name or a path, the latter as of from_caller()."""
+    path = from_caller(Path(named))
+    return str(path.resolve()) if named and path.exists() else named
+
+
 def kernel(named: str) -> Kernel:
     """A kernel by a series' name or a path.
 
     Raises:
         KernelUnavailableError: it can't be had, or can't be booted; says what to do.
     """
-    path = Path(named)
-    if path.is_dir():
-        return of_directory(path.resolve())
-    if path.exists():
-        return of_image(path.resolve())
-    if named == STOCK or NAME.fullmatch(named):
+    path = Path(named).resolve()
+    if named and path.exists():
+        return of_directory(path) if path.is_dir() else of_image(path)
+    if is_series(named):
         return fetch(named)
     raise KernelUnavailableError(
         "there is no such file; name a series such as 6.12 or 7.3-rt (`ci/kernel --list`), "

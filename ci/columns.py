@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 from xml.etree import ElementTree
 
-from ci.kernels import NAME, Kernel
+from ci.kernels import Kernel, is_series
 
 PASS, DEVIATES, FAIL, SKIP, ABSENT = "pass", "deviates", "FAIL", "skip", "ABSENT"
 ELSEWHERE = "-"  # what one kernel alone is asked for
@@ -48,7 +48,7 @@ class Column:
     @property
     def name(self) -> str:
         """The series; of one's own kernel the release.  Reports are called by it."""
-        own = self.kernel and not NAME.fullmatch(self.asked)
+        own = self.kernel and not is_series(self.asked)
         name = self.kernel.release if self.kernel and own else self.asked
         name += f"-{self.number}" if self.number > 1 else ""
         return f"{name}-container" if self.contained else name

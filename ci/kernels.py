@@ -160,6 +160,11 @@ def split(name: str) -> tuple[str, str]:
     return found[1], found[2] or ""
 
 
+def is_series(name: str) -> bool:
+    """Whether a kernel is asked for by a name, and not by a path."""
+    return name == STOCK or bool(NAME.fullmatch(name))
+
+
 def order(name: str) -> tuple[list[int], str]:
     """A key to sort series by: 6.9 before 6.12, and that before 6.12-rt."""
     version, _, flavour = name.partition("-")
@@ -262,7 +267,7 @@ def main() -> int:
                 output.say(f"{name} {package}")
             return 0
         for series in arguments.series:
-            if not NAME.fullmatch(series) and series != STOCK:
+            if not is_series(series):
                 parser.error(f"{series} is not the name of a series, such as 6.12 or 7.3-rt")
             kernel = fetch(series, arguments.update)
             output.say(f"{series} {kernel.release} {kernel.image.relative_to(ROOT)}")

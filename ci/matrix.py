@@ -44,6 +44,7 @@ from ci.kernels import (
     NAME,
     ROOT,
     KernelUnavailableError,
+    is_series,
     split,
 )
 from ci.output import say
@@ -296,8 +297,8 @@ def choose(asked: list[str], every: bool, rt: bool) -> list[str]:
     Raises:
         KernelUnavailableError: the archive, which knows what there is, does not answer.
     """
-    own = [kernel for kernel in asked if not NAME.fullmatch(kernel)]
-    series = [kernel for kernel in asked if NAME.fullmatch(kernel)] or list(MATRIX)
+    own = [kernel for kernel in asked if not is_series(kernel)]
+    series = [kernel for kernel in asked if is_series(kernel)] or list(MATRIX)
     if every:
         series = [*ARCHIVES[""].series(), *(f"6.12-{arch}" for arch in FOREIGN)]
     if rt:
@@ -319,8 +320,8 @@ def main() -> int:
         "--kernel",
         action="append",
         default=[],
-        help="only this series; a bzImage or the directory in which a kernel was built comes as "
-        "one more column",
+        help="only this series, or stock; a bzImage or the directory in which a kernel was built "
+        "comes as one more column",
     )
     parser.add_argument(
         "--all",
@@ -357,8 +358,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error("--jobs: at least 1")
+    arguments.kernel = [built.meant(kernel) for kernel in arguments.kernel]
     for kernel in arguments.kernel:
-        if not NAME.fullmatch(kernel) and not Path(kernel).exists():
+        if not is_series(kernel) and not Path(kernel).is_absolute():
             parser.error(f"--kernel {kernel}: no series, such as 6.12 or 7.3-rt, and no such file")
     try:
         kernels = choose(arguments.kernel, arguments.all, arguments.rt)

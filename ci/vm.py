@@ -74,7 +74,9 @@ def parse() -> argparse.Namespace:
         del parsed.command[0]
     if not parsed.command:
         parser.error("no COMMAND")
+    parsed.kernel = built.meant(parsed.kernel)
     if parsed.keep:
+        parsed.keep = built.from_caller(parsed.keep)
         try:
             parsed.keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:

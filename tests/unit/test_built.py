@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -209,11 +210,53 @@ def test_a_build_for_another_machine(build: Path) -> None:
     assert problem(build) == "it was built for aarch64; this host boots x86_64"
 
 
+# --- Where a script is called
+
+
+def test_a_relative_path_is_of_where_the_script_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build").mkdir()
+    monkeypatch.setenv("CALLED_FROM", str(tmp_path))
+    assert built.meant("build") == str(tmp_path / "build")
+    assert built.meant(".") == str(tmp_path)
+    assert built.meant(str(tmp_path)) == str(tmp_path)
+    for other in ("6.12", "stock", "", "nowhere"):
+        assert built.meant(other) == other
+    assert built.from_caller(Path("out")) == tmp_path / "out"
+    monkeypatch.delenv("CALLED_FROM")
+    monkeypatch.chdir(tmp_path)
+    assert built.meant("build") == str(tmp_path / "build")
+
+
+@pytest.mark.parametrize("script", ["vm", "matrix", "peers", "mutants", "run-kcm"])
+def test_each_script_tells_where_it_was_called(script: str, tmp_path: Path) -> None:
+    """With what it would set up and start replaced."""
+    copy = tmp_path / "ci"
+    copy.mkdir()
+    shutil.copy(kernels.ROOT / "ci" / script, copy)
+    (tmp_path / "build").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("ci/setup", ".venv/bin/python", *(["ci/vm"] if script == "run-kcm" else [])):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$CALLED_FROM" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    said = subprocess.run(
+        [copy / script, "--kernel", "."],
+        cwd=tmp_path / "build",
+        env={**os.environ, "KERNEL": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"{tmp_path}/build" in said.splitlines()[-1]
+
+
 # --- Series
 
 
-def test_nothing_of_that_name() -> None:
-    assert problem("kernel").startswith("there is no such file; name a series such as 6.12")
+@pytest.mark.parametrize("name", ["kernel", ""])
+def test_nothing_of_that_name(name: str) -> None:
+    assert problem(name).startswith("there is no such file; name a series such as 6.12")
 
 
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="this host has no apt-get")

@@ -205,9 +205,10 @@ def test_all_series_are_those_of_the_archive_and_make_the_document(
         (["--kernel", "."], ["6.1", "7.2", "6.18.0-mine"]),
         (["--kernel", ".", "--kernel", "6.1"], ["6.1", "6.18.0-mine"]),
         (
-            ["--kernel", "6.1", "--kernel", ".", "--kernel", "./", "--kernel", "./."],
+            ["--kernel", "6.1", "--kernel", ".", "--kernel", "ci", "--kernel", "docs"],
             ["6.1", "6.18.0-mine", "6.18.0-mine-2", "6.18.0-mine-3"],
         ),
+        (["--kernel", "stock"], ["stock"]),
         (["--rt"], ["6.1", "7.2", "7.3-rt"]),
     ],
 )
