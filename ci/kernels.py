@@ -79,6 +79,11 @@ def parts(image: str, depends: list[str]) -> list[str]:
     return [name for name in depends if name.endswith(release)]
 
 
+def indispensable(package: str) -> bool:
+    """Whether a kernel can't be booted without a package of it, as it can without linux-base."""
+    return package.startswith(("linux-binary-", "linux-modules-"))
+
+
 class Archive:
     """What kernels the Debian archive has for an architecture; asked when first wanted, once."""
 
@@ -121,7 +126,7 @@ class Archive:
                 assert found
                 name = found[1] + (found[2] or "")
                 # The archive may still have a kernel but no longer its modules.
-                absent = {*parts(package, depends)} - {*names}
+                absent = {*filter(indispensable, parts(package, depends))} - {*names}
                 if absent:
                     self._absent[name] = min(absent)
                 elif name not in newest or older(newest[name][0], version) < 0:
@@ -146,7 +151,8 @@ class Archive:
         apt = self.apt(self._suites)
         image = found[series]
         (_, depends) = apt.show([image])[image]
-        shown = apt.show([image, *parts(image, depends)])
+        there = {*apt.names("linux-")}
+        shown = apt.show([image, *(name for name in parts(image, depends) if name in there)])
         return apt, {name: version for name, (version, _) in shown.items()}
 
 

@@ -18,6 +18,10 @@ pytestmark = pytest.mark.skipif(
 
 RELEASE = "6.18.0-mine+"
 RT_BASE = "linux-base-7.3.4+deb13-rt-amd64"
+SPREAD, SPREAD_17 = (
+    [f"linux-{part}-{release}+deb13-amd64" for part in ("base", "binary", "modules")]
+    for release in ("6.18.15", "6.17.13")
+)
 ELF = b"\x7fELF" + bytes(12)
 
 
@@ -305,6 +309,11 @@ def test_the_newest_of_each_series_that_is_whole(
         (RT_BASE, "7.3.4-1~bpo13+1", ["kmod"]),
         ("linux-image-7.3.9+deb13-rt-amd64", "7.3.9-1", ["linux-modules-7.3.9+deb13-rt-amd64"]),
         ("linux-image-6.19.14+deb13-amd64", "6.19.14-1", ["linux-modules-6.19.14+deb13-amd64"]),
+        ("linux-image-6.18.15+deb13-amd64", "6.18.15-1", SPREAD),
+        (SPREAD[1], "6.18.15-1", []),
+        (SPREAD[2], "6.18.15-1", []),
+        ("linux-image-6.17.13+deb13-amd64", "6.17.13-1", SPREAD_17),
+        (SPREAD_17[1], "6.17.13-1", []),
         ("linux-image-amd64", "6.1.192-2", []),
         ("linux-image-rt-amd64", "6.1.192-2", []),
     )
@@ -317,11 +326,19 @@ def test_the_newest_of_each_series_that_is_whole(
         "6.1-rt": "linux-image-6.1.0-56-rt-amd64",
         "6.9": "linux-image-6.9.7+bpo-amd64",
         "6.12": "linux-image-6.12.117+deb12-amd64",
+        "6.18": "linux-image-6.18.15+deb13-amd64",
         "7.3-rt": "linux-image-7.3.4+deb13-rt-amd64",
     }
     with pytest.raises(KernelUnavailableError) as caught:
         archive.packages("6.19")
     assert "not 6.19 (no linux-modules-6.19.14+deb13-amd64)" in str(caught.value)
+    with pytest.raises(KernelUnavailableError) as caught:
+        archive.packages("6.17")
+    assert "not 6.17 (no linux-modules-6.17.13+deb13-amd64)" in str(caught.value)
+    # That package is not there, and nothing of it is needed in a guest.
+    assert archive.packages("6.18")[1] == dict.fromkeys(
+        ["linux-image-6.18.15+deb13-amd64", *SPREAD[1:]], "6.18.15-1"
+    )
     assert archive.packages("7.3-rt")[1] == {
         "linux-image-7.3.4+deb13-rt-amd64": "7.3.4-1~bpo13+1",
         RT_BASE: "7.3.4-1~bpo13+1",
