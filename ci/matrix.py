@@ -1,10 +1,9 @@
 """The selftest and the kernel tests on several kernels: one table, check by kernel.
 
 The table goes to the screen and to reports/kernels.md, that of all series to docs/kernels.md. A
-kernel that could not be had, did not boot or
-ran no test is a failure that says so. So is one that deviates from what pykcm's table of known
-deviations says of it, for better or for worse. On one kernel the tests of `make peers` are rows
-too, unless series or tests were chosen.
+kernel that could not be had, did not boot or ran no test is a failure that says so. So is one that
+deviates from what pykcm's table of known deviations says of it, for better or for worse. On one
+kernel the tests of `make peers` are rows too, unless series or tests were chosen.
 """
 
 from __future__ import annotations
@@ -23,17 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ci import built, jobs, output, peers, servers
-from ci.columns import (
-    ABSENT,
-    DEVIATES,
-    ELSEWHERE,
-    FAIL,
-    PASS,
-    SKIP,
-    WIDTH,
-    Check,
-    Column,
-)
+from ci.columns import ABSENT, DEVIATES, ELSEWHERE, FAIL, PASS, SKIP, WIDTH, Check, Column
 from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT
 from ci.jobs import Job
 from ci.kernels import (
