@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ci.apt import lock, run
-from ci.kernels import CACHE, NAME, ROOT, STOCK, Kernel, KernelUnavailableError, fetch
+from ci.kernels import CACHE, ROOT, Kernel, KernelUnavailableError, fetch, is_series
 
 FRAGMENT = ROOT / "ci" / "kconfig.fragment"
 HERE = os.uname().machine
@@ -31,8 +31,22 @@ MAGICS = {
     "aarch64": (56, b"ARM\x64"),
     "s390x": (0x10008, b"S390EP"),
     "riscv64": (56, b"RSC\x05"),
+    "arm": (0x24, b"\x18\x28\x6f\x01"),
 }
+# In which images for other machines may be.
+PACKED = {"gzip": (0, b"\x1f\x8b"), "EFI zboot": (4, b"zimg")}
 ELF_MACHINES = {62: "x86_64", 183: "aarch64", 22: "s390x", 243: "riscv64", 40: "arm", 3: "i386"}
+
+
+def from_caller(path: Path) -> Path:
+    """A path as it was meant where a script was called, which has gone to the project's root."""
+    return Path(os.environ.get("CALLED_FROM", "."), path)
+
+
+def meant(named: str) -> str:
+    """A series' name or a path, the latter as of from_caller()."""
+    path = from_caller(Path(named))
+    return str(path.resolve()) if named and path.exists() else named
 
 
 def kernel(named: str) -> Kernel:
@@ -41,12 +55,10 @@ def kernel(named: str) -> Kernel:
     Raises:
         KernelUnavailableError: it can't be had, or can't be booted; says what to do.
     """
-    path = Path(named)
-    if path.is_dir():
-        return of_directory(path.resolve())
-    if path.exists():
-        return of_image(path.resolve())
-    if named == STOCK or NAME.fullmatch(named):
+    path = Path(named).resolve()
+    if named and path.exists():
+        return of_directory(path) if path.is_dir() else of_image(path)
+    if is_series(named):
         return fetch(named)
     raise KernelUnavailableError(
         "there is no such file; name a series such as 6.12 or 7.3-rt (`ci/kernel --list`), "
@@ -104,28 +116,57 @@ def of_directory(directory: Path) -> Kernel:
 
 def release_of(image: Path) -> str:
     """The release of an image for this host's architecture."""
-    with image.open("rb") as file:
-        head = file.read(0x10010)
-        arch = next((arch for arch, (at, m) in MAGICS.items() if head[at : at + len(m)] == m), None)
-        if head.startswith(b"\x7fELF"):
-            arch = ELF_MACHINES.get(head[18] | head[19] << 8) or ELF_MACHINES.get(
-                head[19] | head[18] << 8, "another machine"
+    if not image.is_file():  # a pipe would be waited for
+        raise KernelUnavailableError("it is no regular file; give a bzImage")
+    try:
+        content = image.read_bytes()
+    except OSError as error:
+        raise KernelUnavailableError(f"it can't be read: {error.strerror}") from None
+    arch = named_by(MAGICS, content)
+    if content.startswith(b"\x7fELF"):
+        machines = [int.from_bytes(content[18:20], order) for order in ("little", "big")]
+        names = [ELF_MACHINES[machine] for machine in machines if machine in ELF_MACHINES]
+        arch = names[0] if names else "another machine"
+        if arch == HERE == "x86_64":
+            raise KernelUnavailableError(
+                f"it is no image that boots but an ELF file; give {IMAGES[HERE]}"
             )
-            if arch == HERE == "x86_64":
-                raise KernelUnavailableError(
-                    f"it is no image that boots but an ELF file; give {IMAGES[HERE]}"
-                )
-        if not arch:
-            raise KernelUnavailableError("it is no kernel's image; give a bzImage")
-        if arch != HERE:
-            raise KernelUnavailableError(f"it is a kernel for {arch}; this host boots {HERE}")
-        if arch == "x86_64":
-            # Documentation/arch/x86/boot.rst: kernel_version, an offset less 0x200.
-            file.seek((head[0x20E] | head[0x20F] << 8) + 0x200)
-            return file.read(256).split(b"\0")[0].split(b" ")[0].decode("ascii", "replace")
-        file.seek(0)
-        found = re.search(rb"Linux version (\S+) ", file.read())
+    if not arch and (packed := named_by(PACKED, content)):
+        raise KernelUnavailableError(
+            f"it is packed by {packed}, as kernels for arm64 are; this host boots {HERE}"
+        )
+    if not arch:
+        raise KernelUnavailableError("it is no kernel's image; give a bzImage")
+    if arch == "x86_64":
+        return release_of_bzimage(content)
+    if arch != HERE:
+        raise KernelUnavailableError(f"it is a kernel for {arch}; this host boots {HERE}")
+    found = re.search(rb"Linux version (\S+) ", content)
     return found[1].decode("ascii", "replace") if found else "unknown"
+
+
+def named_by(magics: dict[str, tuple[int, bytes]], content: bytes) -> str:
+    """What has its magic number in a file; empty if nothing has."""
+    return next((name for name, (at, m) in magics.items() if content[at : at + len(m)] == m), "")
+
+
+def release_of_bzimage(content: bytes) -> str:
+    """The release that is in the header of an image for x86: Documentation/arch/x86/boot.rst."""
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(content[at : at + size], "little")
+
+    whole = ((number(0x1F1, 1) or 4) + 1) * 512 + number(0x1F4, 4) * 16  # setup_sects, syssize
+    if len(content) < whole:
+        raise KernelUnavailableError(f"it is cut off: {len(content)} bytes of {whole}")
+    arch = "x86_64" if number(0x236, 1) & 1 else "i386"  # XLF_KERNEL_64
+    if arch != HERE:
+        raise KernelUnavailableError(f"it is a kernel for {arch}; this host boots {HERE}")
+    version = content[number(0x20E, 2) + 0x200 :][:256].split(b"\0")[0].decode("ascii", "replace")
+    release = version.partition(" ")[0]
+    if not release or "/" in release:  # directories are named by it
+        raise KernelUnavailableError("it does not say its release; give a bzImage")
+    return release
 
 
 def lacking(config: Path, has_modules: bool) -> tuple[str, ...]:

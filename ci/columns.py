@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 from xml.etree import ElementTree
 
-from ci.kernels import NAME, Kernel
+from ci.kernels import Kernel, is_series
 
 PASS, DEVIATES, FAIL, SKIP, ABSENT = "pass", "deviates", "FAIL", "skip", "ABSENT"
 ELSEWHERE = "-"  # what one kernel alone is asked for
@@ -32,6 +32,7 @@ class Column:
         peers: whether it is the one that meets real servers.
         peers_problems: what is wrong with the run in which it did.
         contained: whether all of it is in a privileged container.
+        number: which one of this name it is, among kernels of one's own with the same release.
     """
 
     asked: str
@@ -42,12 +43,14 @@ class Column:
     peers_problems: list[str] = field(default_factory=list)
     peers: bool = False
     contained: bool = False
+    number: int = 1
 
     @property
     def name(self) -> str:
-        """The series; of one's own kernel the release."""
-        own = self.kernel and not NAME.fullmatch(self.asked)
+        """The series; of one's own kernel the release.  Reports are called by it."""
+        own = self.kernel and not is_series(self.asked)
         name = self.kernel.release if self.kernel and own else self.asked
+        name += f"-{self.number}" if self.number > 1 else ""
         return f"{name}-container" if self.contained else name
 
     @property

@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ci.apt import lock, make_once, run, up_to_date
-from ci.guest import Guest, Run, execute
+from ci.guest import PATIENCE_OPTIONS, Guest, Run, execute
 from ci.kernels import CACHE, ROOT, Kernel, say
 
 # What the guest needs, and with it what these depend on.
@@ -120,6 +120,7 @@ def boot(kernel: Kernel, guest: Guest, run_of: Run) -> bool:
     arguments += ["-nodefaults", "-display", "none", "-no-reboot"]
     arguments += ["-kernel", str(kernel.image), "-initrd", str(initramfs)]
     options = ["panic=-1", f"console={machine.console}", "loglevel=5", "mitigations=off"]
+    options += PATIENCE_OPTIONS
     arguments += ["-append", " ".join(options + guest.append)]
     arguments += [
         "-chardev",

@@ -30,6 +30,14 @@ KERNEL_FAULTED = 123  # the command succeeded but the kernel told of a fault, or
 TIMED_OUT = 124
 GUEST_FAILED = 125  # the guest did not get as far as the command
 
+# Emulated. Lockups and stalls are told of (docs/test-my-kernel.md), but a busy host is no
+# reason. There is no performance counter for the one that an NMI finds.
+PATIENCE_OPTIONS = (
+    "nmi_watchdog=0",
+    "watchdog_thresh=30",
+    "rcupdate.rcu_cpu_stall_timeout=60",
+)
+
 # Written to the guest's kernel log when the command begins.
 BEGIN = "pykcm: the command begins"
 
@@ -202,6 +210,14 @@ class Run:
             _faults.faults(lines[:begin]),
             _faults.faults(lines[begin:]) + [f"it became tainted: {name}" for name in new],
         )
+
+    def last_check(self) -> str:
+        """The selftest's check that began last before the console ends; empty if none ran then."""
+        if not self.console.exists():
+            return ""
+        text = self.console.read_text(encoding="utf-8", errors="replace")
+        check = text.rpartition(_faults.NOTE)[2].split() if _faults.NOTE in text else []
+        return check[0] if check and check[0] != _faults.NONE else ""
 
     def last_words(self) -> str:
         """The end of what the kernel wrote on its console."""

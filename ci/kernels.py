@@ -79,6 +79,11 @@ def parts(image: str, depends: list[str]) -> list[str]:
     return [name for name in depends if name.endswith(release)]
 
 
+def indispensable(package: str) -> bool:
+    """Whether a kernel can't be booted without a package of it, as it can without linux-base."""
+    return package.startswith(("linux-binary-", "linux-modules-"))
+
+
 class Archive:
     """What kernels the Debian archive has for an architecture; asked when first wanted, once."""
 
@@ -121,7 +126,7 @@ class Archive:
                 assert found
                 name = found[1] + (found[2] or "")
                 # The archive may still have a kernel but no longer its modules.
-                absent = {*parts(package, depends)} - {*names}
+                absent = {*filter(indispensable, parts(package, depends))} - {*names}
                 if absent:
                     self._absent[name] = min(absent)
                 elif name not in newest or older(newest[name][0], version) < 0:
@@ -146,7 +151,8 @@ class Archive:
         apt = self.apt(self._suites)
         image = found[series]
         (_, depends) = apt.show([image])[image]
-        shown = apt.show([image, *parts(image, depends)])
+        there = {*apt.names("linux-")}
+        shown = apt.show([image, *(name for name in parts(image, depends) if name in there)])
         return apt, {name: version for name, (version, _) in shown.items()}
 
 
@@ -158,6 +164,11 @@ def split(name: str) -> tuple[str, str]:
     found = NAME.fullmatch(name)
     assert found
     return found[1], found[2] or ""
+
+
+def is_series(name: str) -> bool:
+    """Whether a kernel is asked for by a name, and not by a path."""
+    return name == STOCK or bool(NAME.fullmatch(name))
 
 
 def order(name: str) -> tuple[list[int], str]:
@@ -262,7 +273,7 @@ def main() -> int:
                 output.say(f"{name} {package}")
             return 0
         for series in arguments.series:
-            if not NAME.fullmatch(series) and series != STOCK:
+            if not is_series(series):
                 parser.error(f"{series} is not the name of a series, such as 6.12 or 7.3-rt")
             kernel = fetch(series, arguments.update)
             output.say(f"{series} {kernel.release} {kernel.image.relative_to(ROOT)}")

@@ -1,10 +1,9 @@
 """The selftest and the kernel tests on several kernels: one table, check by kernel.
 
 The table goes to the screen and to reports/kernels.md, that of all series to docs/kernels.md. A
-kernel that could not be had, did not boot or
-ran no test is a failure that says so. So is one that deviates from what pykcm's table of known
-deviations says of it, for better or for worse. On one kernel the tests of `make peers` are rows
-too, unless series or tests were chosen.
+kernel that could not be had, did not boot or ran no test is a failure that says so. So is one that
+deviates from what pykcm's table of known deviations says of it, for better or for worse. On one
+kernel the tests of `make peers` are rows too, unless series or tests were chosen.
 """
 
 from __future__ import annotations
@@ -23,17 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ci import built, jobs, output, peers, servers
-from ci.columns import (
-    ABSENT,
-    DEVIATES,
-    ELSEWHERE,
-    FAIL,
-    PASS,
-    SKIP,
-    WIDTH,
-    Check,
-    Column,
-)
+from ci.columns import ABSENT, DEVIATES, ELSEWHERE, FAIL, PASS, SKIP, WIDTH, Check, Column
 from ci.guest import GUEST_FAILED, KERNEL_FAULTED, TIMED_OUT
 from ci.jobs import Job
 from ci.kernels import (
@@ -44,6 +33,7 @@ from ci.kernels import (
     NAME,
     ROOT,
     KernelUnavailableError,
+    is_series,
     split,
 )
 from ci.output import say
@@ -102,6 +92,11 @@ def run_on(
             column.kernel = built.kernel(column.asked)
         except KernelUnavailableError as reason:
             column.problems.append(f"could not be had: {reason}")
+    names: set[str] = set()
+    for column in columns:
+        while column.name in names:
+            column.number += 1
+        names.add(column.name)
     there = [column for column in columns if not column.problems]
     todo = [Job(f"kernel {c.name}", tuple(command(c, arguments, at_once))) for c in there]
     meeting = [c for c in there if c.asked == peers_on and not c.contained]
@@ -186,15 +181,17 @@ def read_peers(column: Column, status: int) -> None:
 def verdict(status: int, unread: list[str], tested: bool, failed: bool) -> str | None:
     """What is wrong with a run in a guest, or None."""
     if status == GUEST_FAILED:
-        return "did not boot, or died; its last words are above"
+        return "did not boot; its last words are above"
     if status == TIMED_OUT:
         return f"was not done after {TIMEOUT} s"
+    if status == KERNEL_FAULTED and (unread or not tested):
+        return "died while it was tested; its last words, and the last check, are above"
+    if status == KERNEL_FAULTED:
+        return "told of a fault of its own; its words are above"
     if unread:
         return f"left no readable {' and '.join(unread)}"
     if not tested:
         return f"ran no test (exit status {status})"
-    if status == KERNEL_FAULTED:
-        return "told of a fault of its own; its words are above"
     return "has checks that failed" if status or failed else None
 
 
@@ -289,8 +286,8 @@ def choose(asked: list[str], every: bool, rt: bool) -> list[str]:
     Raises:
         KernelUnavailableError: the archive, which knows what there is, does not answer.
     """
-    own = [kernel for kernel in asked if not NAME.fullmatch(kernel)]
-    series = [kernel for kernel in asked if NAME.fullmatch(kernel)] or list(MATRIX)
+    own = [kernel for kernel in asked if not is_series(kernel)]
+    series = [kernel for kernel in asked if is_series(kernel)] or list(MATRIX)
     if every:
         series = [*ARCHIVES[""].series(), *(f"6.12-{arch}" for arch in FOREIGN)]
     if rt:
@@ -312,13 +309,13 @@ def main() -> int:
         "--kernel",
         action="append",
         default=[],
-        help="only this series; a bzImage or the directory in which a kernel was built comes as "
-        "one more column",
+        help="only this series, or stock; a bzImage or the directory in which a kernel was built "
+        "comes as one more column",
     )
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every series that Debian has, and 6.12 on arm64, armhf and s390x",
+        help="every series that Debian has, and 6.12 on other machines",
     )
     parser.add_argument(
         "--rt", action="store_true", help="the newest series with PREEMPT_RT, as one more column"
@@ -350,8 +347,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error("--jobs: at least 1")
+    arguments.kernel = [built.meant(kernel) for kernel in arguments.kernel]
     for kernel in arguments.kernel:
-        if not NAME.fullmatch(kernel) and not Path(kernel).exists():
+        if not is_series(kernel) and not Path(kernel).is_absolute():
             parser.error(f"--kernel {kernel}: no series, such as 6.12 or 7.3-rt, and no such file")
     try:
         kernels = choose(arguments.kernel, arguments.all, arguments.rt)

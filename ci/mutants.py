@@ -268,7 +268,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, default=1024, metavar="MB", help="of the guest")
     parser.add_argument("--list", action="store_true", help="the bugs' names")
     parser.add_argument("--json", action="store_true", help="what was found as a JSON document")
-    return parser.parse_args()
+    parsed = parser.parse_args()
+    parsed.kernel = built.meant(parsed.kernel)
+    return parsed
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from ci import output
 from ci.apt import ROOT, UnavailableError
+from ci.built import meant
 from ci.columns import WIDTH, why
 from ci.output import say
 from ci.servers import root
@@ -119,7 +120,7 @@ def main() -> int:
     except UnavailableError as reason:
         print(f"peers: the servers could not be had: {reason}", file=sys.stderr)
         return 1
-    kernel = {"KERNEL": arguments.kernel} if arguments.kernel else {}
+    kernel = {"KERNEL": meant(arguments.kernel)} if arguments.kernel else {}
     status = subprocess.run(
         command(part, servers, arguments.pytest),
         cwd=ROOT,

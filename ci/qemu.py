@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from ci.guest import Guest, Run, execute
+from ci.guest import PATIENCE_OPTIONS, Guest, Run, execute
 from ci.kernels import CACHE, ROOT, Kernel
 
 # Directories where programs expect to write. What a guest writes there is gone with it.
@@ -26,11 +26,7 @@ EMULATION_OPTIONS = (
     "randomize_kstack_offset=0",
     "kfence.sample_interval=0",
     "apparmor=0",
-    # Lockups and stalls are told of (docs/test-my-kernel.md), but a busy host is no reason. There
-    # is no performance counter for the one that an NMI finds.
-    "nmi_watchdog=0",
-    "watchdog_thresh=30",
-    "rcupdate.rcu_cpu_stall_timeout=60",
+    *PATIENCE_OPTIONS,
     # udev loads a driver for each device that the emulated machine has; no test uses these.
     "modprobe.blacklist=ahci,bochs,button,ccp,evdev,i2c_i801,i6300esb,iTCO_wdt,kvm_amd,kvm_intel,"
     "lpc_ich,pcspkr,powernow_k8,psmouse,qemu_fw_cfg,serio_raw,sg,sr_mod",

@@ -74,7 +74,9 @@ def parse() -> argparse.Namespace:
         del parsed.command[0]
     if not parsed.command:
         parser.error("no COMMAND")
+    parsed.kernel = built.meant(parsed.kernel)
     if parsed.keep:
+        parsed.keep = built.from_caller(parsed.keep)
         try:
             parsed.keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -183,6 +185,8 @@ def judge(run: Run, ended: str | None) -> int:
     else:
         say("the guest did not get as far as the command; the kernel's last words:")
     print(run.last_words(), file=sys.stderr)
+    if check := run.last_check():
+        say(f"the last check that began: {check}")
     if ended:
         return TIMED_OUT
     return KERNEL_FAULTED if run.began() else GUEST_FAILED

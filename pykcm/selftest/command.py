@@ -18,12 +18,21 @@ exit status: 0, all is as it should be or as the table of known deviations says;
 not; 2, a mistake in the command line; 4, this kernel or this process can't be tested, wholly or in
 part, and the report says why; 130, interrupted."""
 
+_WEEK = 7 * 24 * 60 * 60
+
 
 def _at_least_one(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= _WEEK:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"more than 0, and at most {_WEEK} (a week)")
+    return seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeat", type=_at_least_one, default=1, metavar="N", help="make each check N times (1)")
     add(
         "--stress",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         help="instead of the checks: processes and threads that do everything at once on one "
         "multiplexor, each message checked",
@@ -105,12 +114,16 @@ def main(arguments: Sequence[str], program: Sequence[str] = ("kcm", "selftest"))
     parser = _parser()
     parser.prog = " ".join(program)
     given = parser.parse_args(arguments)
-    if given.export:
+    if given.export is not None:
+        if not given.export:
+            parser.error("--export: the name of a file is empty")
         return _export(given.export)
     if given.diff:
         return diff.run(*given.diff)
     if given.stress is not None and (given.filter or given.list):
         parser.error("--stress makes no other checks: leave --filter and --list away")
+    if given.seed is not None and given.stress is None:
+        parser.error("--seed is nothing without --stress")
     try:
         groups = report.select(given.filter)
     except ValueError as error:

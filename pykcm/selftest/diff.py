@@ -61,18 +61,34 @@ def _load(path: str) -> dict[str, Any]:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise _UnreadableError(f"{path} can't be read: {error.strerror}") from None
+    except RecursionError:
+        raise _UnreadableError(
+            f"{path} is nested too deeply for a report: make one with kcm selftest --json"
+        ) from None
     except ValueError as error:
         raise _UnreadableError(
             f"{path} is not a whole report ({error}): make it again with kcm selftest --json"
         ) from None
-    try:
-        for check in report["checks"]:
-            check["name"], check["kind"], check["seconds"] + 0.0, check["lines"]
-    except (KeyError, TypeError):
+    checks = report.get("checks") if isinstance(report, dict) else None
+    if not isinstance(checks, list) or not all(map(_is_check, checks)):
         raise _UnreadableError(
             f"{path} is JSON, but not a report: make one with kcm selftest --json"
-        ) from None
+        )
+    if not checks:
+        obstacles = report.get("obstacles")
+        why = map(str, obstacles) if isinstance(obstacles, list) else ()
+        raise _UnreadableError(": ".join([f"{path} has no checks to compare", *why]))
     return report  # type: ignore[no-any-return]
+
+
+def _is_check(check: Any) -> bool:
+    return (
+        isinstance(check, dict)
+        and isinstance(check.get("name"), str)
+        and isinstance(check.get("kind"), str)
+        and isinstance(check.get("seconds"), int | float)
+        and isinstance(check.get("lines"), list)
+    )
 
 
 def _checks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:

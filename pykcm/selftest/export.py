@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def write(path: str) -> None:
-    """Write the file, executable; it is whole or not there.
+    """Write the file, executable; it is whole or not there, unless something else has that name.
 
     Raises:
         OSError: it can't be written.
@@ -65,10 +66,22 @@ def write(path: str) -> None:
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in sorted([("__main__.py", _MAIN), *modules()]):
             archive.writestr(zipfile.ZipInfo(name, _TIME), text, zipfile.ZIP_DEFLATED)
-    target = Path(path)
+    _put(content.getvalue(), Path(path))
+
+
+def _put(content: bytes, target: Path) -> None:
+    """Write a file.  What is a device, a pipe or a link is written to, and stays what it is."""
+    try:
+        replaceable = stat.S_ISREG(target.lstat().st_mode)
+    except FileNotFoundError:
+        replaceable = True
+    if not replaceable:
+        with target.open("wb") as file:
+            file.write(content)
+        return
     new = target.parent / f".{target.name}.{os.getpid()}"
     try:
-        new.write_bytes(content.getvalue())
+        new.write_bytes(content)
         new.chmod(0o755)
         new.replace(target)
     finally:

@@ -48,6 +48,19 @@ def patterned(size: int) -> bytes:
     return b"".join(struct.pack(">I", number) for number in range(size // 4))
 
 
+# asm/socket.h: of most architectures, MIPS, PowerPC, SPARC.
+_RCVTIMEO_OLD = (20, 0x1006, 18, 0x2000)
+
+
+def timeval(seconds: float) -> bytes:
+    """What SO_RCVTIMEO and SO_SNDTIMEO take.
+
+    They are other options, which take 64 bits twice, where only the C library's time_t has 64 bits.
+    """
+    whole, rest = divmod(round(seconds * 1e6), 1_000_000)
+    return struct.pack("ll" if socket.SO_RCVTIMEO in _RCVTIMEO_OLD else "qq", whole, rest)
+
+
 class Lab(Looking):
     """The sockets and programs of one check, closed when it ends.
 

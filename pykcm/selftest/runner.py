@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Literal, NoReturn
 
 from pykcm import _faults
@@ -30,6 +31,8 @@ Status = Literal["pass", "skip", "fail", "error", "timeout", "fault"]
 
 # From the best to the worst.
 _STATUSES: tuple[Status, ...] = ("pass", "skip", "fail", "error", "timeout", "fault")
+
+_CONSOLES = Path("/sys/class/tty/console/active")
 
 # How many seconds a killed process may take to go.  Beyond that it hangs in the kernel.
 _DYING = 10.0
@@ -182,6 +185,7 @@ def run(
     if stop >= 0:
         poll.register(stop, select.POLLIN)
     watch = _watch()
+    notes = not environment.no_sockets and not _on_console()
     alone = False
     try:
         while job or running:
@@ -192,6 +196,8 @@ def run(
                     break
                 else:
                     alone = job.check.alone
+                    if notes:
+                        _faults.note(job.check.name)
                     child = _Child(job, environment)
                     poll.register(child.fd, select.POLLIN)
                     running[child.fd] = number, child
@@ -216,8 +222,20 @@ def run(
         for _, child in running.values():
             child.deadline = 0.0
             child.finish()
+        if notes:
+            _faults.note(_faults.NONE)
         if watch:
             watch.close()
+
+
+def _on_console() -> bool:
+    """Whether the report goes where the kernel's log is shown, which would tear its lines apart."""
+    try:
+        name = os.ttyname(1)
+        consoles = _CONSOLES.read_text(encoding="ascii").split()
+    except OSError:
+        return False
+    return name.removeprefix("/dev/") in ("console", *consoles)
 
 
 def _watch() -> _faults.Watch | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,22 @@ pytestmark = pytest.mark.skipif(
 
 RELEASE = "6.18.0-mine+"
 RT_BASE = "linux-base-7.3.4+deb13-rt-amd64"
+SPREAD, SPREAD_17 = (
+    [f"linux-{part}-{release}+deb13-amd64" for part in ("base", "binary", "modules")]
+    for release in ("6.18.15", "6.17.13")
+)
 ELF = b"\x7fELF" + bytes(12)
 
 
-def bzimage(release: str = RELEASE) -> bytes:
+def bzimage(release: str = RELEASE, flags: int = 1) -> bytes:
     head = bytearray(0x400)
+    head[0x1F1] = 1  # a sector, beside the first, and nothing behind
+    head[0x236] = flags
     head[0x1FE:0x200] = b"\x55\xaa"
     head[0x202:0x206] = b"HdrS"
     head[0x20E:0x210] = (0x100).to_bytes(2, "little")
-    head[0x300 : 0x300 + len(release)] = release.encode()
-    head[0x300 + len(release) :] = b" (me@here) #1 SMP\0"
+    version = f"{release} (me@here) #1 SMP\0".encode()
+    head[0x300 : 0x300 + len(version)] = version
     return bytes(head)
 
 
@@ -103,12 +110,41 @@ def test_an_installed_image_has_the_modules_installed_with_it(tmp_path: Path) ->
         ),
         (ELF + b"\0\2\0\x16", "it is a kernel for s390x; this host boots x86_64"),
         (ELF + b"\2\0\x15\0", "it is a kernel for another machine; this host boots x86_64"),
+        (ELF[:4], "it is a kernel for another machine; this host boots x86_64"),
+        (at(0x24, b"\x18\x28\x6f\x01"), "it is a kernel for arm; this host boots x86_64"),
+        (
+            b"\x1f\x8b" + bytes(100),
+            "it is packed by gzip, as kernels for arm64 are; this host boots x86_64",
+        ),
+        (
+            b"MZ\0\0zimg",
+            "it is packed by EFI zboot, as kernels for arm64 are; this host boots x86_64",
+        ),
+        (bzimage()[:520], "it is cut off: 520 bytes of 1024"),
+        (bzimage()[:-1], "it is cut off: 1023 bytes of 1024"),
+        (bzimage(flags=0), "it is a kernel for i386; this host boots x86_64"),
+        (bzimage(""), "it does not say its release; give a bzImage"),
+        (bzimage("6.1-/../x"), "it does not say its release; give a bzImage"),
     ],
 )
 def test_another_image(content: bytes, said: str, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(content)
     assert problem(image) == said
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, "/dev/null"):
+        assert problem(path) == "it is no regular file; give a bzImage"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.touch(0)
+    assert problem(image) == "it can't be read: Permission denied"
 
 
 # --- Directories
@@ -178,11 +214,53 @@ def test_a_build_for_another_machine(build: Path) -> None:
     assert problem(build) == "it was built for aarch64; this host boots x86_64"
 
 
+# --- Where a script is called
+
+
+def test_a_relative_path_is_of_where_the_script_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build").mkdir()
+    monkeypatch.setenv("CALLED_FROM", str(tmp_path))
+    assert built.meant("build") == str(tmp_path / "build")
+    assert built.meant(".") == str(tmp_path)
+    assert built.meant(str(tmp_path)) == str(tmp_path)
+    for other in ("6.12", "stock", "", "nowhere"):
+        assert built.meant(other) == other
+    assert built.from_caller(Path("out")) == tmp_path / "out"
+    monkeypatch.delenv("CALLED_FROM")
+    monkeypatch.chdir(tmp_path)
+    assert built.meant("build") == str(tmp_path / "build")
+
+
+@pytest.mark.parametrize("script", ["vm", "matrix", "peers", "mutants", "run-kcm"])
+def test_each_script_tells_where_it_was_called(script: str, tmp_path: Path) -> None:
+    """With what it would set up and start replaced."""
+    copy = tmp_path / "ci"
+    copy.mkdir()
+    shutil.copy(kernels.ROOT / "ci" / script, copy)
+    (tmp_path / "build").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("ci/setup", ".venv/bin/python", *(["ci/vm"] if script == "run-kcm" else [])):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$CALLED_FROM" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    said = subprocess.run(
+        [copy / script, "--kernel", "."],
+        cwd=tmp_path / "build",
+        env={**os.environ, "KERNEL": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"{tmp_path}/build" in said.splitlines()[-1]
+
+
 # --- Series
 
 
-def test_nothing_of_that_name() -> None:
-    assert problem("kernel").startswith("there is no such file; name a series such as 6.12")
+@pytest.mark.parametrize("name", ["kernel", ""])
+def test_nothing_of_that_name(name: str) -> None:
+    assert problem(name).startswith("there is no such file; name a series such as 6.12")
 
 
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="this host has no apt-get")
@@ -231,6 +309,11 @@ def test_the_newest_of_each_series_that_is_whole(
         (RT_BASE, "7.3.4-1~bpo13+1", ["kmod"]),
         ("linux-image-7.3.9+deb13-rt-amd64", "7.3.9-1", ["linux-modules-7.3.9+deb13-rt-amd64"]),
         ("linux-image-6.19.14+deb13-amd64", "6.19.14-1", ["linux-modules-6.19.14+deb13-amd64"]),
+        ("linux-image-6.18.15+deb13-amd64", "6.18.15-1", SPREAD),
+        (SPREAD[1], "6.18.15-1", []),
+        (SPREAD[2], "6.18.15-1", []),
+        ("linux-image-6.17.13+deb13-amd64", "6.17.13-1", SPREAD_17),
+        (SPREAD_17[1], "6.17.13-1", []),
         ("linux-image-amd64", "6.1.192-2", []),
         ("linux-image-rt-amd64", "6.1.192-2", []),
     )
@@ -243,11 +326,19 @@ def test_the_newest_of_each_series_that_is_whole(
         "6.1-rt": "linux-image-6.1.0-56-rt-amd64",
         "6.9": "linux-image-6.9.7+bpo-amd64",
         "6.12": "linux-image-6.12.117+deb12-amd64",
+        "6.18": "linux-image-6.18.15+deb13-amd64",
         "7.3-rt": "linux-image-7.3.4+deb13-rt-amd64",
     }
     with pytest.raises(KernelUnavailableError) as caught:
         archive.packages("6.19")
     assert "not 6.19 (no linux-modules-6.19.14+deb13-amd64)" in str(caught.value)
+    with pytest.raises(KernelUnavailableError) as caught:
+        archive.packages("6.17")
+    assert "not 6.17 (no linux-modules-6.17.13+deb13-amd64)" in str(caught.value)
+    # That package is not there, and nothing of it is needed in a guest.
+    assert archive.packages("6.18")[1] == dict.fromkeys(
+        ["linux-image-6.18.15+deb13-amd64", *SPREAD[1:]], "6.18.15-1"
+    )
     assert archive.packages("7.3-rt")[1] == {
         "linux-image-7.3.4+deb13-rt-amd64": "7.3.4-1~bpo13+1",
         RT_BASE: "7.3.4-1~bpo13+1",

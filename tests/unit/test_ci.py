@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ci import qemu, testing, vm
-from ci.guest import BEGIN, GUEST_FAILED, KERNEL_FAULTED, PORTS, TIMED_OUT, Run
-from ci.kernels import ROOT
+from ci import foreign, qemu, testing, vm
+from ci.guest import BEGIN, GUEST_FAILED, KERNEL_FAULTED, PORTS, TIMED_OUT, Guest, Run
+from ci.kernels import FOREIGN, ROOT, Kernel
 from ci.testing import UsageError, choose
+from pykcm import _faults
 
 
 def ci(script: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -206,11 +207,60 @@ def test_a_kernel_that_hangs(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert "ended: not done after 5 s; the kernel's last words" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        (["attach.a", "receive.b"], "vm: the last check that began: receive.b\n"),
+        (["attach.a", "receive.b", _faults.NONE], ""),
+        ([""], ""),  # cut off
+        ([], ""),
+    ],
+)
+@pytest.mark.parametrize("ended", [None, "not done after 5 s"])
+def test_the_check_in_which_a_kernel_died_is_named(
+    run: Run,
+    ended: str | None,
+    noted: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    left(run, None, "0\n")
+    with run.console.open("a") as console:
+        for check in noted:
+            console.write(f"[ 3.0][ T17] {_faults.NOTE}{check}\r\n[ 3.1] BUG: x\r\n")
+    vm.judge(run, ended)
+    assert capsys.readouterr().err.rpartition("BUG: x\n")[2].endswith(said)
+
+
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the time stamp counter is x86's")
 def test_the_time_stamp_counter_is_measured_the_same_again_and_again() -> None:
     first, second = qemu.tsc_khz(), qemu.tsc_khz()
     assert first > 100_000
     assert abs(first - second) < first / 1000
+
+
+def test_each_emulated_kernel_has_patience_with_a_busy_host(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def execute(arguments: list[str], *_: object) -> bool:
+        started[:] = " ".join(arguments).split()
+        return True
+
+    for module in (qemu, foreign):
+        monkeypatch.setattr(module, "execute", execute)
+    monkeypatch.setattr(qemu, "kvm_works", lambda _: False)
+    monkeypatch.setattr(qemu, "tsc_khz", lambda: 1)
+    monkeypatch.setattr(foreign, "root", lambda _: run.console)
+    monkeypatch.setattr(foreign, "own_part", lambda *_: b"")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: None)
+    guest = Guest(["true"], ["last=1"], 1, 1, None, False, False)
+    for module, arch in ((qemu, ""), *((foreign, arch) for arch in FOREIGN)):
+        kernel = Kernel("6.12", "6.12.0", run.console, None, arch=arch)
+        assert module.boot(kernel, guest, run)
+        assert {"watchdog_thresh=30", "nmi_watchdog=0", "last=1"} <= {*started}, arch
+        assert "rcupdate.rcu_cpu_stall_timeout=60" in started
 
 
 def test_output_goes_to_ports_that_are_late(tmp_path: Path) -> None:

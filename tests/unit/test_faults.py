@@ -87,6 +87,8 @@ unregister_netdevice: waiting for lo to become free. Usage count = 2
 ref_tracker: net notrefcnt@ffff888004f2c1a0 has 1/1 users at
 IPv4: Attempt to release TCP socket in state 1 00000000a5c3f7a5
 IPv4: Attempt to release alive inet socket 00000000a5c3f7a5
+huh, entered softirq 3 NET_RX 00000000a5c3f7a5 with preempt_count 00000101, exited with 00000100?
+sock_release: fasync list not empty!
 usercopy: Kernel memory exposure attempt detected from SLUB object 'kmalloc-64' (offset 60, size 8)!
 """.splitlines()
 
@@ -122,6 +124,15 @@ PREFIXES = {
     "dmesg with the caller": "[   12.345678][ T4711] ",
     "caller of the kernel's log": "[12.345678] [    C1] ",
     "dmesg --raw": "<4>[   12.345678] ",
+    "dmesg --reltime": "[  +0.000012] ",
+    "dmesg --ctime": "[Fri Nov  6 08:40:11 2026] ",
+    "dmesg --decode": "kern  :warn  : [   12.345678] ",
+    "dmesg --decode --ctime": "kern  :err   : [Fri Nov 27 08:40:11 2026] ",
+    "dmesg --time-format iso": "2026-11-27T08:40:11,123456+00:00 ",
+    "dmesg --time-format iso with the caller": "2026-11-27T08:40:11,123456+00:00 [ T4711] ",
+    "journalctl --dmesg": "Nov 27 08:40:11 kcm.example kernel: ",
+    "journalctl --output short-iso": "2026-11-27T08:40:11+0000 kcm kernel: ",
+    "journalctl --output short-precise": "Nov 27 08:40:11.123456 kcm kernel: ",
     "/dev/kmsg": "4,1234,12345678,-;",
     "/dev/kmsg with the caller": "4,1234,12345678,-,caller=T4711;",
 }
@@ -194,6 +205,17 @@ def test_each_fault_is_told_once(kernel: Kernel) -> None:
         "the kernel became tainted: bad page, or memory used wrongly (B)",
     ]
     assert watch.faults() == []
+    watch.close()
+
+
+def test_what_user_space_writes_into_the_log_is_none(kernel: Kernel) -> None:
+    """It has another facility than the kernel's, in the bits above the level."""
+    watch = _faults.Watch()
+    for level in (12, 30, 7):
+        with kernel.log.open("a") as log:
+            log.write(f"{level},5,1,-;systemd[1]: BUG: {level}\n")
+        found = watch.faults()
+        assert found == ([f"{level},5,1,-;systemd[1]: BUG: {level}"] if level == 7 else [])
     watch.close()
 
 

@@ -192,7 +192,7 @@ def test_all_series_are_those_of_the_archive_and_make_the_document(
     runs()
     assert matrix.main() == 0
     written = (tmp_path / "docs" / "kernels.md").read_text(encoding="utf-8")
-    names += ["6.12-arm64", "6.12-armhf", "6.12-s390x"]
+    names += [f"6.12-{arch}" for arch in kernels.FOREIGN]
     assert f"| check | {' | '.join(names)} |" in written
     assert "and 4 checks that passed on all" in capsys.readouterr().out
 
@@ -204,6 +204,11 @@ def test_all_series_are_those_of_the_archive_and_make_the_document(
         (["--kernel", "6.19", "--kernel", "6.12-rt"], ["6.19", "6.12-rt"]),
         (["--kernel", "."], ["6.1", "7.2", "6.18.0-mine"]),
         (["--kernel", ".", "--kernel", "6.1"], ["6.1", "6.18.0-mine"]),
+        (
+            ["--kernel", "6.1", "--kernel", ".", "--kernel", "ci", "--kernel", "docs"],
+            ["6.1", "6.18.0-mine", "6.18.0-mine-2", "6.18.0-mine-3"],
+        ),
+        (["--kernel", "stock"], ["stock"]),
         (["--rt"], ["6.1", "7.2", "7.3-rt"]),
     ],
 )
@@ -241,6 +246,7 @@ def test_a_kernel_that_is_not_there_is_refused_at_once(
         (guest.GUEST_FAILED, [], "kernel 7.2 did not boot"),
         (guest.TIMED_OUT, [], "kernel 7.2 was not done after"),
         (guest.KERNEL_FAULTED, ["test_one"], "kernel 7.2 told of a fault of its own"),
+        (guest.KERNEL_FAULTED, [], "kernel 7.2 died while it was tested"),
         (0, [], "kernel 7.2 left no readable selftest-7.2.json and kernel-7.2.xml"),
         (1, ["test_one"], "kernel 7.2 has checks that failed"),
         (0, ["test_two"], "kernel 7.2 did not run test_a.TestB.test_one"),

@@ -16,7 +16,8 @@ from typing import ClassVar
 import pytest
 
 from pykcm import _faults, _module
-from pykcm.selftest import deviations, facts, report, runner, versions
+from pykcm._faults import note
+from pykcm.selftest import command, deviations, facts, lab, report, runner, versions
 from pykcm.selftest.calls import Calls
 from pykcm.selftest.check import Check, Skip, every
 from pykcm.selftest.checks import GROUPS
@@ -87,6 +88,22 @@ class TestPlan:
         assert result.returncode == 2
         assert pattern in result.stderr
         assert result.stdout == ""
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "0", "-5", "604801", "3e6"])
+def test_a_stress_without_a_time_is_a_mistake(
+    seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main([f"--stress={seconds}", "--filter", "none"])
+    said = capsys.readouterr().err
+    assert "argument --stress: more than 0, and at most 604800 (a week)" in said
+
+
+def test_a_seed_without_a_stress_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--seed", "1", "--filter", "none"])
+    assert "--seed is nothing without --stress" in capsys.readouterr().err
 
 
 class TestDeviations:
@@ -297,6 +314,83 @@ class TestStatistics:
             assert lab.shown(line.receive_queue) == (2,)
             with pytest.raises(Skip, match="lacks a column"):
                 lab.shown(line.receive_queue, line.tx_bytes)
+
+
+@pytest.mark.parametrize(
+    ("option", "form"),
+    # 32 bits with a time_t of 32 bits, and of 64: there the same numbers have a longer form.
+    [(20, "ll"), (0x1006, "ll"), (18, "ll"), (66, "qq"), (0x4040, "qq")],
+)
+def test_a_timeout_has_the_form_of_its_option(
+    option: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[tuple[object, ...]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("socket.SO_RCVTIMEO", option)
+        patched.setattr("struct.pack", lambda *given: packed.append(given))
+        lab.timeval(1.2)
+        lab.timeval(0.004)
+    assert packed == [(form, 1, 200_000), (form, 0, 4_000)]
+
+
+def test_no_check_packs_a_timeout_itself() -> None:
+    for path in Path(lab.__file__).parent.rglob("*.py"):
+        assert '"ll", ' not in path.read_text(encoding="utf-8"), path
+
+
+class TestNotes:
+    """The kernel's log says which check runs."""
+
+    @pytest.fixture
+    def log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        log = tmp_path / "kmsg"
+        log.touch()
+        monkeypatch.setattr(_faults, "_KMSG", log)
+        return log
+
+    @pytest.fixture
+    def noted(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        noted: list[str] = []
+        monkeypatch.setattr(_faults, "note", noted.append)
+        return noted
+
+    def test_before_a_check_and_when_all_is_over(self, noted: list[str]) -> None:
+        def looks(lab: Lab) -> None:
+            lab.expect("the notes", noted, ["unit.0"])
+
+        [outcome] = run(looks)
+        assert outcome.status == "pass"
+        assert noted == ["unit.0", "none"]
+
+    def test_no_kernel_to_test(self, noted: list[str]) -> None:
+        job = runner.Job(CHECKS["sockets.dgram_opens"], Calls())
+        assert list(runner.run([job], Environment(no_sockets="no KCM")))
+        assert noted == []
+
+    def test_a_note(self, log: Path) -> None:
+        note("unit.x")
+        assert log.read_text() == "<4>pykcm: the check that runs: unit.x\n"
+
+    def test_a_report_on_the_kernels_console_is_left_whole(
+        self, noted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        active = tmp_path / "active"
+        active.write_text("tty0 ttyS0\n")
+        monkeypatch.setattr(runner, "_CONSOLES", active)
+        monkeypatch.setattr("os.ttyname", lambda _: "/dev/ttyS0")
+        run(lambda _: None)
+        assert noted == []
+        monkeypatch.setattr("os.ttyname", lambda _: "/dev/pts/1")
+        run(lambda _: None)
+        assert noted == ["unit.0", "none"]
+
+    def test_a_log_that_can_not_be_written(self, log: Path) -> None:
+        log.unlink()
+        log.mkdir()
+        note("unit.x")
+
+    def test_no_name_is_a_fault(self) -> None:
+        assert _faults.faults(f"[ 1.0] {_faults.NOTE}{name}" for name in CHECKS) == []
 
 
 class TestFaults:

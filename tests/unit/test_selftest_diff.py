@@ -21,6 +21,12 @@ def report(path: Path, *checks: tuple[str, str, float], **facts: str) -> str:
     return str(path)
 
 
+def one(**other: object) -> str:
+    """A report of one check, of which something is otherwise."""
+    check = {"name": "x.one", "kind": "pass", "seconds": 1.0, "lines": []}
+    return json.dumps({"checks": [{**check, **other}]})
+
+
 def differences(first: str, second: str) -> tuple[int, list[str]]:
     file = io.StringIO()
     status = diff.run(first, second, file)
@@ -74,6 +80,18 @@ def test_what_differs(tmp_path: Path) -> None:
         ("", "is not a whole report"),
         ("[]", "is JSON, but not a report"),
         ('{"checks": [{"name": "x.one"}]}', "is JSON, but not a report"),
+        ('{"checks": null}', "is JSON, but not a report"),
+        ('{"checks": {"a": 1}}', "is JSON, but not a report"),
+        (one(name=["x"]), "is JSON, but not a report"),
+        (one(kind=None), "is JSON, but not a report"),
+        (one(seconds="1"), "is JSON, but not a report"),
+        (one(lines=None), "is JSON, but not a report"),
+        ("[" * 100_000, "is nested too deeply for a report"),
+        ('{"checks": []}', "has no checks to compare\n"),
+        (
+            '{"obstacles": ["socket(AF_KCM) fails"], "checks": []}',
+            "has no checks to compare: socket(AF_KCM) fails\n",
+        ),
         (None, "can't be read: No such file or directory"),
     ],
 )

@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -109,6 +110,28 @@ def test_all_modules_of_it_can_be_imported(exported: Path) -> None:
 def test_a_place_that_can_not_be_written(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--export", path]) == 1
     assert f"kcm selftest: {path} can't be written: " in capsys.readouterr().err
+
+
+def test_what_is_no_file_is_written_to_and_stays(exported: Path, tmp_path: Path) -> None:
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_bytes(b"what was there")
+    link.symlink_to(file)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    for path in (pipe, link):
+        assert command.main(["--export", str(path)]) == 0
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    reader.join(20)
+    assert [*read, file.read_bytes()] == [exported.read_bytes()] * 2
+
+
+def test_an_empty_name_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--list", "--export", ""])
+    assert "--export: the name of a file is empty" in capsys.readouterr().err
 
 
 def test_an_exported_file_does_not_export(exported: Path, tmp_path: Path) -> None:

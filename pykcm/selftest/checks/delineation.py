@@ -7,7 +7,7 @@ import socket
 import struct
 
 from pykcm.selftest.check import Group, Skip, code, rst
-from pykcm.selftest.lab import SOON, Lab, framed, patterned
+from pykcm.selftest.lab import SOON, Lab, framed, patterned, timeval
 
 GROUP = Group("delineation", "The BPF program finds the messages in the TCP stream")
 
@@ -285,8 +285,7 @@ _TIMEOUT = rst(
 def _with_timeout(lab: Lab, seconds: float) -> tuple[socket.socket, socket.socket, socket.socket]:
     kcm = lab.kcm()
     near, far = lab.tcp()
-    timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
     lab.attach(kcm, near, lab.documented())
     return kcm, near, far
 

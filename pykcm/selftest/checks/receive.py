@@ -12,7 +12,7 @@ import sys
 import termios
 
 from pykcm.selftest.check import Group, Skip, code, rst
-from pykcm.selftest.lab import SEQPACKET, Lab, framed
+from pykcm.selftest.lab import SEQPACKET, Lab, framed, timeval
 
 GROUP = Group("receive", "recv, recvmsg, recvmmsg, poll of a KCM socket")
 
@@ -157,8 +157,7 @@ def empty_is_eagain(lab: Lab) -> None:
 def timeout_is_eagain(lab: Lab) -> None:
     """SO_RCVTIMEO ends a receive with EAGAIN, and not before its time."""
     kcm, _, _ = lab.attached()
-    timeout = struct.pack("ll", 0, 200_000)
-    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(0.2))
     arguments = kcm.fileno(), [bytearray(10)]
     lab.refused_after("recvmsg", errno.EAGAIN, 0.2, lab.calls.receive, *arguments)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import re
 import socket
-import struct
+import statistics
 import time
 
 from pykcm import _module
 from pykcm.selftest.check import Group, Skip, code
-from pykcm.selftest.lab import SOON, Lab, framed
+from pykcm.selftest.lab import SOON, Lab, framed, timeval
 
 GROUP = Group("resources", "What is left after use: nothing")
 
@@ -90,11 +90,11 @@ def aborted_message_is_freed(lab: Lab) -> None:
     kcm = lab.kcm()
     begun = framed(bytes(60_000))[:50_000]
     taken = []
-    for _ in range(4):
+    for _ in range(5):
         before = lab.calls.free_memory()
         for _ in range(_ABORTS):
             near, far = lab.tcp()
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 4_000))
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(0.004))
             lab.attach(kcm, near, program)
             lab.calls.tcp_send(far, begun)
             lab.posted(near, errno.ETIMEDOUT)
@@ -102,9 +102,11 @@ def aborted_message_is_freed(lab: Lab) -> None:
             near.close()
             far.close()
         taken.append(before - lab.calls.free_memory())
-    # Others take memory too, and the first time what is needed once.
+    # Others take memory and give it back, and the first time what is needed once is taken.
     lab.expect(
-        "more than half of the bytes are gone", min(taken) > _ABORTS * len(begun) // 2, False
+        "most times more than half of the bytes are gone",
+        statistics.median(taken) > _ABORTS * len(begun) // 2,
+        False,
     )
 
 

@@ -6,14 +6,13 @@ import errno
 import os
 import select
 import socket
-import struct
 import tempfile
 import time
 
 from pykcm._binding import lib
 from pykcm.selftest import versions
 from pykcm.selftest.check import Failure, Group, Skip, code
-from pykcm.selftest.lab import DGRAM, FRAGMENTS, SEQPACKET, SOON, Lab, patterned
+from pykcm.selftest.lab import DGRAM, FRAGMENTS, SEQPACKET, SOON, Lab, patterned, timeval
 
 _SPLICE_F_NONBLOCK = 2  # include/linux/splice.h
 
@@ -87,7 +86,7 @@ def splice_that_may_not_wait_is_eagain(lab: Lab) -> None:
     """Without a message, a splice with SPLICE_F_NONBLOCK is EAGAIN at once."""
     kcm, _, _ = lab.attached(kind=SEQPACKET)
     _, writing = lab.pipe()
-    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(1))
     arguments = kcm.fileno(), writing, 10, _SPLICE_F_NONBLOCK
     start = time.monotonic()
     lab.refused("splice", errno.EAGAIN, lab.calls.splice_flags, *arguments)
@@ -181,7 +180,7 @@ def splice_goes_on_with_a_full_buffer(lab: Lab) -> None:
     # This process has sent nothing before, so that its fragments are whole.
     begun = patterned(FRAGMENTS - 1000)
     lab.calls.send(kcm.fileno(), [begun], socket.MSG_MORE)
-    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(1))
     reading, writing = lab.pipe()
     os.write(writing, b"through a pipe")
     try:

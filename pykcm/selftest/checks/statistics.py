@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pykcm._binding import lib
 from pykcm.selftest.check import Group, code
-from pykcm.selftest.lab import SOON, Lab, framed
+from pykcm.selftest.lab import SOON, Lab, framed, timeval
 
 GROUP = Group("statistics", "/proc/net/kcm and /proc/net/kcm_stats")
 
@@ -289,7 +289,7 @@ def timeout_is_counted(lab: Lab) -> None:
     lab.isolate()
     kcm = lab.kcm()
     near, far = lab.tcp()
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 100_000))
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(0.1))
     lab.attach(kcm, near, lab.documented())
     lab.calls.tcp_send(far, framed(b"whole")[:6])
     _total(lab, "Psock RX-Timeout", 1)

@@ -12,7 +12,7 @@ import time
 
 from pykcm._binding import lib
 from pykcm.selftest.check import Failure, Group, code, rst
-from pykcm.selftest.lab import DGRAM, FRAGMENTS, SEQPACKET, SOON, Lab, framed, patterned
+from pykcm.selftest.lab import DGRAM, FRAGMENTS, SEQPACKET, SOON, Lab, framed, patterned, timeval
 
 GROUP = Group("transmit", "send, sendmsg, sendmmsg, write, poll of a KCM socket")
 
@@ -324,7 +324,7 @@ def timeout_is_eagain(lab: Lab) -> None:
     """SO_SNDTIMEO ends a send with EAGAIN, and not before its time."""
     kcm = lab.kcm()
     _fill(lab, kcm)
-    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 200_000))
+    kcm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(0.2))
     arguments = kcm.fileno(), [bytes(1000)]
     lab.refused_after("sendmsg", errno.EAGAIN, 0.2, lab.calls.send, *arguments)
 
