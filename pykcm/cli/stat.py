@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 
 import click
 
+from pykcm._files import put
 from pykcm._joining.views import Look
 
 _SECONDS = 2.0
@@ -89,7 +87,11 @@ def _looks(look: Callable[[], Look], seconds: float | None) -> Iterator[Look]:
 
 def _writer(form: str | None, output: str | None, sort: str) -> Write:
     if output:
-        return lambda look: replace(output, _text(look, form or "prometheus"))
+        return lambda look: put(
+            _text(look, form or "prometheus").encode(),
+            output,
+            0o644,  # node_exporter is another user
+        )
     if form:
         return lambda look: click.echo(_text(look, form), nl=False)
     from pykcm.cli import _output, _stat_screen
@@ -106,29 +108,3 @@ def _text(look: Look, form: str) -> str:
     from pykcm.cli import _stat_json
 
     return json.dumps(_stat_json.plain(look), indent=2 if form == "json" else None) + "\n"
-
-
-def replace(path: str, text: str) -> None:
-    """Replace a file's text, so that a reader finds the old one or the new one.
-
-    Nothing is left of it where that fails.
-
-    Args:
-        path: the file, which need not exist yet.
-        text: what it shall have.
-
-    Raises:
-        OSError: its directory can't be written.
-    """
-    directory, name = os.path.split(path)
-    # node_exporter reads *.prom, which this is not.
-    fd, temporary = tempfile.mkstemp(".tmp", f".{name}.", directory or ".")
-    try:
-        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
-            file.write(text)
-            os.fchmod(fd, 0o644)  # node_exporter is another user
-        os.replace(temporary, path)  # noqa: PTH105 - no pathlib
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)  # noqa: PTH108
-        raise

@@ -7,13 +7,12 @@ the compiled part.
 from __future__ import annotations
 
 import io
-import os
-import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pykcm
+from pykcm._files import put
 
 _PACKAGE = Path(pykcm.__file__).parent
 
@@ -21,6 +20,7 @@ _PACKAGE = Path(pykcm.__file__).parent
 _MODULES = (
     "_explain.py",
     "_faults.py",
+    "_files.py",
     "_loopback.py",
     "_module.py",
     "_offset.py",
@@ -66,26 +66,7 @@ def write(path: str) -> None:
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in sorted([("__main__.py", _MAIN), *modules()]):
             archive.writestr(zipfile.ZipInfo(name, _TIME), text, zipfile.ZIP_DEFLATED)
-    _put(content.getvalue(), Path(path))
-
-
-def _put(content: bytes, target: Path) -> None:
-    """Write a file.  What is a device, a pipe or a link is written to, and stays what it is."""
-    try:
-        replaceable = stat.S_ISREG(target.lstat().st_mode)
-    except FileNotFoundError:
-        replaceable = True
-    if not replaceable:
-        with target.open("wb") as file:
-            file.write(content)
-        return
-    new = target.parent / f".{target.name}.{os.getpid()}"
-    try:
-        new.write_bytes(content)
-        new.chmod(0o755)
-        new.replace(target)
-    finally:
-        new.unlink(missing_ok=True)
+    put(content.getvalue(), path, 0o755)
 
 
 def modules() -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from pykcm import KCMOSError, UnavailableError
+from pykcm._files import put
 from pykcm._joining import kernel, look
 from pykcm.cli import _stat_screen, _stat_watch, stat
 from tests.unit.stat_machine import (
@@ -347,3 +348,22 @@ def test_the_watched_screen_fits(machine: Machine, size: tuple[int, int]) -> Non
         assert len(lines) <= max(2, size[1])
         assert max(map(len, lines)) <= size[0]
     assert not screen.press("q")
+
+
+def test_a_file_is_whole_and_a_device_stays_what_it_is(tmp_path: Path) -> None:
+    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(file)
+    for path in (file, link):
+        put(b"text", str(path), 0o640)
+        assert file.read_bytes() == b"text"
+        assert file.stat().st_mode & 0o777 == 0o640
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    put(b"through", str(pipe), 0o644)
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert pipe.is_fifo()
+    with pytest.raises(FileNotFoundError):
+        put(b"", str(tmp_path / "none" / "file"), 0o644)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "pipe"}
