@@ -84,6 +84,11 @@ class Stopped(Exception):  # noqa: N818 - it is what was asked for
         self.number = number
 
 
+# PyPy has neither.
+_freeze = getattr(gc, "freeze", lambda: None)
+_unfreeze = getattr(gc, "unfreeze", lambda: None)
+
+
 class _Child:
     """A process that makes one check."""
 
@@ -95,13 +100,12 @@ class _Child:
         self.fd, writing = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        if hasattr(gc, "freeze"):  # PyPy has none
-            gc.freeze()  # what is the parent's is not the child's to collect
+        _freeze()  # what is the parent's is not the child's to collect
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.fd)
             _be_child(job, environment, writing)
-        gc.unfreeze()
+        _unfreeze()
         os.close(writing)
 
     def read(self) -> bool:
