@@ -1914,9 +1914,11 @@ static int begin_send_many(struct call *call, PyObject *owner, PyObject *message
 	for (Py_ssize_t i = 0; i < PyList_Size(list); i++) {
 		PyObject *data = PyList_GetItem(list, i);
 
-		data = bytes_of(data);
-		if (!data || PyList_SetItem(list, i, data) < 0)
-			return -1;
+		if (!PyBytes_CheckExact(data) || PyBytes_Size(data) > LONGEST_MESSAGE) {
+			data = bytes_of(data);
+			if (!data || PyList_SetItem(list, i, data) < 0)
+				return -1;
+		}
 		if (!PyBytes_Size(data)) {
 			raise_error("empty", EINVAL);
 			return -1;
