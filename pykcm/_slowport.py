@@ -215,7 +215,8 @@ class Port:
     def _room_for(self, size: int) -> mmap.mmap:
         """Memory of which only what is written to is used, unlike a bytearray's; made once."""
         if self._memory is None or len(self._memory) < size:
-            self._memory = mmap.mmap(-1, size)
+            # Not shared: after a fork both may receive at once.
+            self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with contextlib.suppress(AttributeError, OSError):
                 self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         return self._memory

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from pykcm import _slowpath
 from pykcm.errors import ArgumentError, KCMOSError, MessageTruncated
 from tests.children import in_child
 from tests.strikes import alarms
@@ -243,3 +244,19 @@ def test_a_cut_message_does_not_stay(path: ModuleType, pair: Any) -> None:
     with pytest.raises(MessageTruncated):
         owner.recv()
     assert owner.recv() == b"after"
+
+
+def test_a_child_does_not_receive_into_its_parents_memory() -> None:
+    """Both may receive at once, and would tear each other's messages."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        owner = own(_slowpath, ours)
+        theirs.send(b"parent")
+        assert owner.recv() == b"parent"
+        theirs.send(b"child's")
+
+        def child() -> None:
+            assert owner.recv(timeout=5) == b"child's"
+
+        in_child(child)
+        assert owner._port._memory[:7] == b"parent\0"
